@@ -1,0 +1,30 @@
+"""Gradual magnitude pruning for JAX, as one link of an optax chain.
+
+    schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
+    tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
+"""
+
+from gradprune_jax._inspection import check_pruned as check_pruned
+from gradprune_jax._inspection import metrics as metrics
+from gradprune_jax._inspection import sparsity as sparsity
+from gradprune_jax._masks import apply_masks as apply_masks
+from gradprune_jax._masks import get_masks as get_masks
+from gradprune_jax._masks import masks_from_params as masks_from_params
+from gradprune_jax._masks import set_masks as set_masks
+from gradprune_jax._plan import LeafPlan as LeafPlan
+from gradprune_jax._plan import Plan as Plan
+from gradprune_jax._plan import plan as plan
+from gradprune_jax._rules import Rule as Rule
+from gradprune_jax._rules import is_weight as is_weight
+from gradprune_jax._schedules import SparsitySchedule as SparsitySchedule
+from gradprune_jax._schedules import custom_schedule as custom_schedule
+from gradprune_jax._schedules import one_shot_schedule as one_shot_schedule
+from gradprune_jax._schedules import polynomial_schedule as polynomial_schedule
+from gradprune_jax._structures import Structure as Structure
+from gradprune_jax._structures import Unstructured as Unstructured
+from gradprune_jax._transform import GradualPruneState as GradualPruneState
+from gradprune_jax._transform import WithGradualPruneState as WithGradualPruneState
+from gradprune_jax._transform import gradual_prune as gradual_prune
+from gradprune_jax._transform import with_gradual_prune as with_gradual_prune
+
+__version__ = "0.1.0"

@@ -1,0 +1,326 @@
+"""Rules: which parameters are pruned, on which schedule, in which pattern."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import operator
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradprune_jax import _paths
+
+if TYPE_CHECKING:
+    from gradprune_jax._schedules import SparsitySchedule
+    from gradprune_jax._structures import Structure
+
+Where = str | Callable[[_paths.Path, jax.ShapeDtypeStruct], bool]
+Allocation = Literal["uniform", "global"]
+
+# The names that Flax, Haiku and Equinox give to the matrices of their layers.
+WEIGHT_NAMES = frozenset({"kernel", "embedding", "w", "weight", "embeddings"})
+
+
+def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
+    """Whether a leaf is a weight matrix or kernel: what rules prune by default.
+
+    The name decides, not the number of axes alone: the biases of multi-head attention
+    have two axes, and so have the scales of layers stacked by ``nn.scan``.
+
+    Args:
+      path: the keys that lead to the leaf.
+      leaf: anything with a `shape` and a `dtype`.
+
+    Returns:
+      True for floating leaves of two or more axes named `kernel`, `embedding`, `w`,
+      `weight` or `embeddings`.
+
+    Example:
+      >>> leaf = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+      >>> is_weight(("Dense_0", "kernel"), leaf), is_weight(("Dense_0", "bias"), leaf)
+      (True, False)
+    """
+    return (
+        bool(path)
+        and path[-1] in WEIGHT_NAMES
+        and len(leaf.shape) >= 2
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Prunes the parameters that `where` selects.
+
+    Attributes:
+      schedule: when and how sparse; None leaves the selected parameters dense.
+      where: a regular expression that matches the whole path (keys joined by `/`), or
+        a callable ``(path, leaf) -> bool`` that gets the keys as a tuple of strings
+        and the leaf's shape and dtype. None is :func:`is_weight`.
+      structure: which weights are kept or dropped together; None is `Unstructured()`.
+      allocation: how sparse each leaf is. ``"uniform"``: every leaf at the schedule's
+        sparsity, as in the paper. ``"global"``: one threshold over all leaves of the
+        rule.
+      stack_axis: the axis along which layers are stacked (``nn.scan``, ``nnx.vmap``);
+        each slice gets a threshold of its own.
+      min_density: under global allocation, the fraction of every leaf that is kept at
+        least, in [0, 1], so that no layer collapses. May be a tracer.
+
+    Raises:
+      ValueError: if a field is not one of the values above.
+
+    Example:
+      >>> from gradprune_jax import polynomial_schedule
+      >>> schedule = polynomial_schedule(0.9, begin_step=0, end_step=1_000)
+      >>> rules = [Rule(None, where="head/.*"), Rule(schedule)]  # the first match wins
+    """
+
+    schedule: SparsitySchedule | None
+    where: Where | None = None
+    structure: Structure | None = None
+    allocation: Allocation = "uniform"
+    stack_axis: int | None = None
+    min_density: Any = 0.0
+
+    def __post_init__(self) -> None:
+        _check_schedule(self.schedule)
+        _check_where(self.where)
+        _check_structure(self.structure)
+        if self.allocation not in get_args(Allocation):
+            raise ValueError(
+                f"allocation is {self.allocation!r}; it must be one of "
+                f"{get_args(Allocation)}."
+            )
+        _check_stack_axis(self.stack_axis)
+        _check_min_density(self.min_density)
+        if self.allocation == "global" and self.stack_axis is not None:
+            raise ValueError(
+                f"stack_axis is {self.stack_axis!r} with allocation='global', which "
+                "has one threshold for all layers already; leave one of the two out."
+            )
+        if self.allocation != "global" and _is_nonzero(self.min_density):
+            raise ValueError(
+                f"min_density is {self.min_density!r} with allocation="
+                f"{self.allocation!r}; it is a floor under allocation='global' alone."
+            )
+
+    def matches(self, path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
+        """Whether the rule selects this leaf, whatever the rules before it do."""
+        match self.where:
+            case None:
+                return is_weight(path, leaf)
+            case str(pattern):
+                return re.fullmatch(pattern, _paths.join(path)) is not None
+            case predicate:
+                return bool(predicate(path, leaf))
+
+    def selects(self, leaf: _paths.Leaf) -> bool:
+        """Whether the rule matches a leaf of a tree, by its path, shape and dtype."""
+        if not hasattr(leaf.value, "shape") or not hasattr(leaf.value, "dtype"):
+            return False  # a Python number or a function is no parameter
+        # Rules see shape and dtype alone: values are tracers here, and inside
+        # `optax.masked` the same rule is asked about updates in place of parameters.
+        spec = jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype)
+        return self.matches(leaf.path, spec)
+
+    def __str__(self) -> str:
+        match self.where:
+            case None:
+                where = "is_weight"
+            case str(pattern):
+                where = repr(pattern)
+            case predicate:
+                where = getattr(predicate, "__name__", repr(predicate))
+        return f"where={where}"
+
+
+def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
+    """The rules that a user wrote as one schedule with fields, or as a list.
+
+    Args:
+      schedule_or_rules: a schedule, a rule, or a sequence of rules.
+      **fields: the fields of the one rule of a schedule.
+
+    Returns:
+      The rules.
+
+    Raises:
+      ValueError: if rules come together with fields of a rule.
+      TypeError: if the first argument is none of these.
+    """
+    if isinstance(schedule_or_rules, Rule):
+        schedule_or_rules = [schedule_or_rules]
+    if not isinstance(schedule_or_rules, list | tuple):
+        if schedule_or_rules is None:
+            raise TypeError(
+                "the schedule is None; it must be a SparsitySchedule, such as "
+                "polynomial_schedule(...), or a list of Rules."
+            )
+        return (Rule(schedule_or_rules, **fields),)
+    rules = tuple(schedule_or_rules)
+    if not rules:
+        raise ValueError("the list of rules is empty; it needs at least one Rule.")
+    for position, rule in enumerate(rules):
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule {position} of the list is {rule!r}, not a Rule.")
+    defaults = {field.name: field.default for field in dataclasses.fields(Rule)}
+    for name, value in fields.items():
+        given = (
+            _is_nonzero(value) if name == "min_density" else value != defaults[name]
+        )
+        if given:
+            raise ValueError(
+                f"{name} is {value!r} beside a list of rules; write it in the rules: "
+                f"Rule(schedule, {name}={value!r})."
+            )
+    return rules
+
+
+def assign(rules: Sequence[Rule], tree: Any) -> list[int | None]:
+    """The rule of each leaf: the first that matches.
+
+    Args:
+      rules: the rules, in order.
+      tree: parameters, arrays or their shapes (`jax.eval_shape`).
+
+    Returns:
+      For each leaf, in the order of `jax.tree.leaves`, the position of the rule that
+      prunes it, or None if it stays dense.
+
+    Raises:
+      ValueError: if a rule gets no leaf, or a leaf that cannot be pruned.
+    """
+    leaves = _paths.named_leaves(tree)
+    matches = [
+        [position for position, rule in enumerate(rules) if rule.selects(leaf)]
+        for leaf in leaves
+    ]
+    winners = [positions[0] if positions else None for positions in matches]
+    # optax.tree.map_params calls `init` on a placeholder without leaves.
+    for position in range(len(rules) if leaves else 0):
+        if position not in winners:
+            raise ValueError(_unmatched(position, rules, leaves, matches))
+    assigned = [
+        None if winner is None or rules[winner].schedule is None else winner
+        for winner in winners
+    ]
+    for leaf, winner in zip(leaves, assigned, strict=True):
+        if winner is not None:
+            _check_prunable(leaf, rules[winner])
+    return assigned
+
+
+def _unmatched(
+    position: int,
+    rules: Sequence[Rule],
+    leaves: Sequence[_paths.Leaf],
+    matches: Sequence[Sequence[int]],
+) -> str:
+    """The error for a rule that gets no leaf: why, and which paths were near."""
+    rule = rules[position]
+    taken = [
+        leaf.name
+        for leaf, positions in zip(leaves, matches, strict=True)
+        if position in positions
+    ]
+    if taken:
+        return (
+            f"rule {position} ({rule}) prunes nothing: all {len(taken)} parameters it "
+            f"matches, such as {taken[0]!r}, are matched by rules before it. The first "
+            "match wins; put the narrower rule first."
+        )
+    names = [leaf.name for leaf in leaves]
+    wanted = rule.where if isinstance(rule.where, str) else "kernel"
+    closest = difflib.get_close_matches(wanted, names, n=5, cutoff=0.0)
+    return (
+        f"rule {position} ({rule}) matches no parameter. The regular expression must "
+        "match the whole path; by default only floating leaves of two or more axes "
+        f"named {sorted(WEIGHT_NAMES)} are pruned. The closest paths are: "
+        f"{', '.join(map(repr, closest))}."
+    )
+
+
+def _check_prunable(leaf: _paths.Leaf, rule: Rule) -> None:
+    """Refuses leaves whose weights cannot be ranked, or whose stack axis is missing."""
+    dtype, shape = leaf.value.dtype, leaf.value.shape
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    if not floating or jnp.finfo(dtype).bits < 8 or dtype == jnp.float8_e8m0fnu:
+        reason = "has no zero" if floating else "is not a floating dtype"
+        raise ValueError(
+            f"{leaf.name!r} has dtype {dtype}, which {reason} and cannot be pruned; "
+            f"narrow the rule ({rule}) so that it does not match it."
+        )
+    if rule.stack_axis is None:
+        return
+    if not -len(shape) <= rule.stack_axis < len(shape):
+        raise ValueError(
+            f"{leaf.name!r} has shape {shape}, without the stack axis "
+            f"{rule.stack_axis}; narrow the rule ({rule}) to stacked parameters."
+        )
+
+
+def _check_schedule(schedule: Any) -> None:
+    if schedule is None or hasattr(schedule, "is_update_step"):
+        return
+    raise TypeError(
+        f"the schedule is {schedule!r}; it must be a SparsitySchedule, such as "
+        "polynomial_schedule(0.9, begin_step=1_000, end_step=10_000), or None."
+    )
+
+
+def _check_where(where: Any) -> None:
+    if isinstance(where, str):
+        try:
+            re.compile(where)
+        except re.error as error:
+            raise ValueError(
+                f"where is {where!r}, which is no regular expression: {error}."
+            ) from None
+    elif where is not None and not callable(where):
+        raise ValueError(
+            f"where is {where!r}; it must be a regular expression, a callable (path, "
+            "leaf) -> bool, or None. Under optax.inject_hyperparams a callable needs "
+            "static_args='where'."
+        )
+
+
+def _check_structure(structure: Any) -> None:
+    if structure is not None and not hasattr(structure, "unit_keys"):
+        raise ValueError(
+            f"structure is {structure!r}; it must be a structure such as "
+            "Unstructured(), or None."
+        )
+
+
+def _check_stack_axis(stack_axis: Any) -> None:
+    try:
+        valid = stack_axis is None or (
+            not isinstance(stack_axis, bool | jax.Array)
+            and operator.index(stack_axis) is not None
+        )
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"stack_axis is {stack_axis!r}; it must be a Python integer or None. Under "
+            "optax.inject_hyperparams it needs static_args='stack_axis'."
+        )
+
+
+def _check_min_density(min_density: Any) -> None:
+    if isinstance(min_density, jax.core.Tracer):
+        return
+    if np.ndim(min_density) or not 0.0 <= min_density <= 1.0:
+        raise ValueError(
+            f"min_density is {min_density!r}; it must be one number in [0, 1]."
+        )
+
+
+def _is_nonzero(value: Any) -> bool:
+    """Whether a number is known now and is not zero."""
+    return not isinstance(value, jax.core.Tracer) and bool(value != 0)

@@ -1,0 +1,319 @@
+"""Schedules: at which steps the masks change, and how sparse they are then."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+LAST_STEP = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsitySchedule:
+    r"""When masks are recomputed, and how sparse they are from then on.
+
+    Mask updates happen at :math:`t_0, t_0 + \Delta t, t_0 + 2 \Delta t, \dots` up to
+    the end of the window, and always at the end itself, so the final sparsity is
+    reached whether or not the window is a multiple of :math:`\Delta t`.
+
+    Made by :func:`polynomial_schedule`, :func:`one_shot_schedule` and
+    :func:`custom_schedule`. It is no callable, because
+    ``optax.inject_hyperparams`` would take it for a hyperparameter schedule.
+
+    Attributes:
+      curve: sparsity as a function of the step, evaluated at mask updates only.
+      begin_step: :math:`t_0`, the step of the first mask update, in optimizer updates.
+      end_step: the step of the last mask update.
+      every: :math:`\Delta t`, the steps from one mask update to the next.
+      initial_sparsity: the sparsity at and before `begin_step`.
+      final_sparsity: the sparsity from `end_step` on.
+    """
+
+    curve: Callable[[Any], Any]
+    begin_step: int
+    end_step: int
+    every: int
+    initial_sparsity: Any
+    final_sparsity: Any
+
+    def is_update_step(self, step: ArrayLike) -> jax.Array:
+        """Whether the masks are recomputed at `step`.
+
+        Args:
+          step: integer scalar or array, traced or not; the first update is step 0.
+
+        Returns:
+          bool of the shape of `step`.
+
+        Example:
+          >>> schedule = polynomial_schedule(0.9, begin_step=10, end_step=25, every=10)
+          >>> [step for step in range(100) if schedule.is_update_step(step)]
+          [10, 20, 25]
+        """
+        step = jnp.asarray(step)
+        in_window = (step >= self.begin_step) & (step <= self.end_step)
+        on_grid = (step - self.begin_step) % self.every == 0
+        return in_window & (on_grid | (step == self.end_step))
+
+    def sparsity(self, step: ArrayLike) -> jax.Array:
+        """The sparsity in force at `step`: that of the last mask update up to it.
+
+        With concrete fields it is read from a table of one value a mask update,
+        computed in float64 and rounded once to float32. Evaluated on the device, it
+        would depend on how XLA fuses the polynomial: one ulp moves a kept count by
+        one, and two layouts of the same parameters would get different masks.
+
+        Args:
+          step: integer scalar or array, traced or not.
+
+        Returns:
+          float32 of the shape of `step`, exactly `initial_sparsity` at and before
+          `begin_step` and exactly `final_sparsity` from `end_step` on.
+
+        Example:
+          >>> schedule = polynomial_schedule(0.8, begin_step=0, end_step=100, every=50)
+          >>> [round(float(schedule.sparsity(step)), 3) for step in (0, 49, 50, 100)]
+          [0.0, 0.0, 0.7, 0.8]
+        """
+        step = jnp.asarray(step)
+        index = (jnp.clip(step, self.begin_step, self.end_step) - self.begin_step) // (
+            self.every
+        )
+        if self.is_concrete:
+            inside = jnp.asarray(self._table)[index]
+        else:
+            inside = _float32(self.curve(self.begin_step + index * self.every))
+        before_end = jnp.where(
+            step <= self.begin_step, _float32(self.initial_sparsity), inside
+        )
+        return jnp.where(
+            step >= self.end_step, _float32(self.final_sparsity), before_end
+        )
+
+    @property
+    def is_concrete(self) -> bool:
+        """Whether every field is a number, not a tracer of an outer transformation."""
+        fields = [*vars(self).values()]
+        if isinstance(self.curve, _Polynomial):
+            fields += vars(self.curve).values()
+        return not any(map(_is_traced, fields))
+
+    @property
+    def update_steps(self) -> tuple[int, ...]:
+        """The steps of all mask updates, in order (concrete schedules only)."""
+        grid = range(self.begin_step, self.end_step, self.every)
+        return (*grid, self.end_step)
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """The sparsity of every mask update, float32."""
+        return np.asarray(_evaluate(self.curve, self.update_steps), np.float32)
+
+
+def polynomial_schedule(
+    final_sparsity: ArrayLike,
+    begin_step: int,
+    end_step: int,
+    every: int = 100,
+    initial_sparsity: ArrayLike = 0.0,
+    power: float = 3,
+) -> SparsitySchedule:
+    r"""Sparsity that rises fast at first and levels off: the paper's schedule.
+
+    .. math::
+      s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p
+
+    at the mask updates :math:`t = t_0, t_0 + \Delta t, \dots, t_1`.
+
+    Args:
+      final_sparsity: :math:`s_f`, the fraction of zeros in the end, in [0, 1].
+        May be a tracer, for example to `vmap` over targets.
+      begin_step: :math:`t_0`, the first step that updates masks, at least 0. Steps
+        count optimizer updates, from 0.
+      end_step: :math:`t_1`, the last step that updates masks, at least `begin_step`.
+        Training needs at least ``end_step + 1`` updates.
+      every: :math:`\Delta t`, steps between mask updates, at least 1.
+      initial_sparsity: :math:`s_i`, in [0, 1]; may be a tracer.
+      power: :math:`p`, positive; 3 in the paper, 1 is linear.
+
+    Returns:
+      The schedule.
+
+    Raises:
+      ValueError: if a concrete argument is outside its range.
+
+    Example:
+      >>> schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
+      >>> print(schedule.sparsity(10_000))
+      0.9
+
+    References:
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
+      2017, equation (1).
+    """
+    begin_step, end_step, every = _check_window(begin_step, end_step, every)
+    initial_sparsity = _check_sparsity("initial_sparsity", initial_sparsity)
+    final_sparsity = _check_sparsity("final_sparsity", final_sparsity)
+    if not _is_traced(power) and not 0 < power < np.inf:
+        raise ValueError(f"power is {power!r}; it must be a positive finite number.")
+    curve = _Polynomial(initial_sparsity, final_sparsity, begin_step, end_step, power)
+    return SparsitySchedule(
+        curve, begin_step, end_step, every, initial_sparsity, final_sparsity
+    )
+
+
+def one_shot_schedule(final_sparsity: ArrayLike, step: int) -> SparsitySchedule:
+    """Dense before `step`, pruned at `step` once and for all.
+
+    Args:
+      final_sparsity: the fraction of zeros from `step` on, in [0, 1]; may be a tracer.
+      step: the only step that updates masks, at least 0.
+
+    Returns:
+      The schedule.
+
+    Raises:
+      ValueError: if a concrete argument is outside its range.
+
+    Example:
+      >>> schedule = one_shot_schedule(0.5, step=100)
+      >>> print(schedule.sparsity(99), schedule.sparsity(100))
+      0.0 0.5
+    """
+    step = _check_integer("step", step, minimum=0)
+    return polynomial_schedule(final_sparsity, step, step, every=1)
+
+
+def custom_schedule(
+    fn: Callable[[Any], ArrayLike], begin_step: int, end_step: int, every: int = 100
+) -> SparsitySchedule:
+    """Sparsity as any function of the step, such as an optax schedule.
+
+    The function is evaluated once for each mask update, when the schedule is made.
+    Masks never grow: where the function falls, the sparsity reached stays.
+
+    Args:
+      fn: maps a step (int32 scalar) to a sparsity in [0, 1]. It may close over
+        tracers; it is then evaluated inside the step.
+      begin_step: the first step that updates masks, at least 0.
+      end_step: the last step that updates masks, at least `begin_step`.
+      every: steps between mask updates, at least 1.
+
+    Returns:
+      The schedule; its initial and final sparsity are ``fn(begin_step)`` and
+      ``fn(end_step)``.
+
+    Raises:
+      ValueError: if a concrete argument is outside its range, or a value of `fn` is.
+
+    Example:
+      >>> import optax
+      >>> warmup = optax.linear_schedule(0.0, 0.5, transition_steps=100)
+      >>> schedule = custom_schedule(warmup, begin_step=0, end_step=100, every=50)
+      >>> print(schedule.sparsity(50))
+      0.25
+    """
+    begin_step, end_step, every = _check_window(begin_step, end_step, every)
+    if not callable(fn):
+        raise ValueError(f"fn is {fn!r}; it must map a step to a sparsity in [0, 1].")
+    window = (begin_step, end_step, every)
+    if any(map(_is_traced, window)):
+        return SparsitySchedule(fn, *window, fn(begin_step), fn(end_step))
+    initial, final = _evaluate(fn, (begin_step, end_step))
+    schedule = SparsitySchedule(fn, *window, initial, final)
+    if not schedule.is_concrete:
+        return schedule
+    for step, value in zip(schedule.update_steps, schedule._table, strict=True):
+        _check_sparsity(f"fn({step})", float(value))
+    return dataclasses.replace(
+        schedule, initial_sparsity=float(initial), final_sparsity=float(final)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Polynomial:
+    """Equation (1) of the paper, in float64 for numbers and float32 for tracers."""
+
+    initial: Any
+    final: Any
+    begin: Any
+    end: Any
+    power: Any
+
+    def __call__(self, step: Any) -> Any:
+        traced = _is_traced(self.begin) or _is_traced(self.end)
+        if not traced and self.begin == self.end:
+            return self.final
+        remaining = 1 - (step - self.begin) / (self.end - self.begin)
+        return self.final + (self.initial - self.final) * remaining**self.power
+
+
+def _evaluate(curve: Callable[[Any], Any], steps: tuple[int, ...]) -> list[Any]:
+    """The curve at concrete steps, now, even while an outer function is traced."""
+    with jax.ensure_compile_time_eval():
+        # A NumPy scalar has the dtype that optax schedules expect, and computes in
+        # float64 where the function is plain Python.
+        return [curve(np.int32(step)) for step in steps]
+
+
+def _float32(value: Any) -> jax.Array:
+    return jnp.asarray(value).astype(jnp.float32)
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def _check_sparsity(name: str, value: Any) -> Any:
+    """The sparsity as a Python float, or as it is if it is traced."""
+    if _is_traced(value):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} is {value!r}; it must be one number in [0, 1]."
+        ) from None
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(
+            f"{name} is {value!r}; it must lie in [0, 1]: 0.9 means that 90 % of the "
+            "weights become zero."
+        )
+    return number
+
+
+def _check_integer(name: str, value: Any, minimum: int) -> Any:
+    """The step as a Python int, or as it is if it is traced."""
+    if _is_traced(value):
+        return value
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not minimum <= number <= LAST_STEP:
+        raise ValueError(
+            f"{name} is {value!r}; it must be an integer in [{minimum}, {LAST_STEP}]."
+        )
+    return number
+
+
+def _check_window(begin_step: Any, end_step: Any, every: Any) -> tuple[Any, Any, Any]:
+    """The window of mask updates, refused if no update of training falls in it."""
+    begin_step = _check_integer("begin_step", begin_step, minimum=0)
+    end_step = _check_integer("end_step", end_step, minimum=0)
+    every = _check_integer("every", every, minimum=1)
+    traced = _is_traced(begin_step) or _is_traced(end_step)
+    if not traced and end_step < begin_step:
+        raise ValueError(
+            f"end_step is {end_step}, before begin_step, {begin_step}; it must be in "
+            f"[{begin_step}, {LAST_STEP}], or the window has no mask update."
+        )
+    return begin_step, end_step, every

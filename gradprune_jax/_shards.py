@@ -1,0 +1,135 @@
+"""Shards: where a local array lies in its whole leaf, inside `shard_map`.
+
+Under `jit` and `pmap` every leaf is whole and nothing here does anything. Inside
+`shard_map` a leaf is the local piece of an array that a `PartitionSpec` splits over
+named mesh axes: counts are then summed over those axes, and no others, and positions
+are those in the whole array.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from gradprune_jax import _paths
+
+
+class Shard(NamedTuple):
+    """One leaf's piece of its whole array.
+
+    Attributes:
+      shape: the shape of the whole array.
+      axis_names: for each dimension, the mesh axes that split it, major first.
+    """
+
+    shape: tuple[int, ...]
+    axis_names: tuple[tuple[str, ...], ...]
+
+    @property
+    def split_axes(self) -> tuple[str, ...]:
+        """All mesh axes that split the leaf, in one order for every leaf."""
+        return tuple(sorted(name for names in self.axis_names for name in names))
+
+    def positions(self, dimension: int, local_size: int) -> jax.Array:
+        """The indices along one dimension of the whole array, uint32 [local_size]."""
+        local = jnp.arange(local_size, dtype=jnp.uint32)
+        return local + self.offset(dimension, local_size)
+
+    def offset(self, dimension: int, local_size: int) -> jax.Array:
+        """The first index of the local piece along one dimension, uint32 scalar."""
+        index = jnp.zeros((), jnp.uint32)
+        for name in self.axis_names[dimension]:
+            index = index * _axis_size(name)
+            index += jax.lax.axis_index(name).astype(jnp.uint32)
+        return index * local_size
+
+
+def whole(shape: tuple[int, ...]) -> Shard:
+    """A leaf that is not split."""
+    return Shard(shape, ((),) * len(shape))
+
+
+def shards(tree: Any, partition_specs: Any) -> list[Shard]:
+    """The shard of each leaf of a tree.
+
+    Args:
+      tree: the parameters, local pieces if `partition_specs` is given.
+      partition_specs: a tree or prefix of `PartitionSpec`, as given to `shard_map`;
+        None where every leaf is whole.
+
+    Returns:
+      One `Shard` for each leaf.
+
+    Raises:
+      ValueError: if the specs do not fit the tree, or name an axis that is not there.
+    """
+    leaves = _paths.named_leaves(tree)
+    if partition_specs is None:
+        return [whole(np.shape(leaf.value)) for leaf in leaves]
+    specs = _broadcast_prefix(partition_specs, tree)
+    return [
+        _shard(leaf.name, np.shape(leaf.value), spec)
+        for leaf, spec in zip(leaves, specs, strict=True)
+    ]
+
+
+def _shard(name: str, local_shape: tuple[int, ...], spec: PartitionSpec) -> Shard:
+    """The shard of a leaf of this local shape under this spec."""
+    if len(spec) > len(local_shape):
+        raise ValueError(
+            f"the partition spec of {name!r} is {spec}, longer than its shape "
+            f"{local_shape}."
+        )
+    entries = [*spec, *[None] * (len(local_shape) - len(spec))]
+    axis_names = tuple(
+        () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        for entry in entries
+    )
+    shape = []
+    for size, dimension_names in zip(local_shape, axis_names, strict=True):
+        for axis in dimension_names:
+            try:
+                size *= _axis_size(axis)
+            except NameError:
+                raise ValueError(
+                    f"the partition spec of {name!r} is {spec}, but {axis!r} is no "
+                    "axis of an enclosing shard_map. Give partition_specs only "
+                    "inside shard_map; under jit the sharding is found by itself."
+                ) from None
+        shape.append(size)
+    return Shard(tuple(shape), axis_names)
+
+
+def _axis_size(name: str) -> int:
+    """The size of a mesh axis, a Python number at trace time."""
+    return int(jax.lax.psum(1, name))
+
+
+def _broadcast_prefix(partition_specs: Any, tree: Any) -> list[PartitionSpec]:
+    """One spec for each leaf of the tree, from a tree of specs or a prefix of it."""
+
+    def is_spec(node: Any) -> bool:
+        return isinstance(node, PartitionSpec) or node is None
+
+    specs: list[PartitionSpec] = []
+
+    def spread(spec: PartitionSpec | None, subtree: Any) -> None:
+        spec = PartitionSpec() if spec is None else spec
+        if not isinstance(spec, PartitionSpec):
+            raise ValueError(
+                f"partition_specs has a leaf {spec!r}; every leaf must be a "
+                "jax.sharding.PartitionSpec."
+            )
+        specs.extend([spec] * len(jax.tree.leaves(subtree)))
+
+    try:
+        jax.tree.map(spread, partition_specs, tree, is_leaf=is_spec)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"partition_specs is not a prefix of the parameters' tree: {error}"
+        ) from None
+    return specs

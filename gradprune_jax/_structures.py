@@ -1,0 +1,102 @@
+"""Structures: which weights are kept or dropped together, and how they are scored.
+
+A structure divides a leaf into units. Selection ranks the units by integer keys and
+never looks at a weight; the structure turns weights into keys, and kept units into a
+mask of the leaf's shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Structure(Protocol):
+    """How a leaf divides into units, and how the units are ranked."""
+
+    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the units of a leaf of this shape."""
+        ...
+
+    def unit_keys(self, weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+        """Unsigned integers of `unit_shape` that rank like the units' scores."""
+        ...
+
+    def expand(self, kept_units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The mask of the leaf: True where its unit is kept."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Unstructured:
+    """Every weight by itself, ranked by its magnitude: the paper's choice.
+
+    Example:
+      >>> Unstructured().unit_shape((3, 4))
+      (3, 4)
+    """
+
+    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Each weight is a unit."""
+        return shape
+
+    def unit_keys(self, weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+        """The magnitude of each weight, zero where it is already pruned."""
+        return jnp.where(mask, magnitude_keys(weights, dtype), 0)
+
+    def expand(self, kept_units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The units are the weights."""
+        return kept_units
+
+
+def ranking_dtype(*dtypes: Any) -> np.dtype:
+    """The floating dtype in which weights of these dtypes are ranked together.
+
+    Every conversion to it is exact: 8-bit floats are ranked as bfloat16, others in the
+    dtype to which they promote together.
+    """
+    at_least_16_bits = [
+        jnp.dtype(jnp.bfloat16) if jnp.finfo(dtype).bits == 8 else jnp.dtype(dtype)
+        for dtype in dtypes
+    ]
+    return jnp.dtype(jnp.result_type(*at_least_16_bits))
+
+
+def key_dtype(dtype: Any) -> np.dtype:
+    """The unsigned integers as wide as a floating dtype."""
+    return np.dtype(f"uint{jnp.finfo(dtype).bits}")
+
+
+def largest_key(dtype: Any) -> int:
+    """The key of NaN, the largest that :func:`magnitude_keys` gives."""
+    infinity = np.asarray(np.inf, dtype).view(key_dtype(dtype))
+    return int(infinity) + 1
+
+
+def magnitude_keys(weights: jax.Array, dtype: Any) -> jax.Array:
+    r"""Integers that order weights as their magnitudes do, NaN above infinity.
+
+    The bits of a non-negative float, read as an integer, sort like the float. So
+    :math:`|a| < |b| \iff key(a) < key(b)`, with :math:`key(\pm 0) = 0`, denormals
+    exact, and all NaNs, whatever their sign and payload, equal and above infinity.
+
+    Args:
+      weights: floating array of any shape.
+      dtype: the floating dtype to rank in, as wide as the weights' or wider.
+
+    Returns:
+      Unsigned integers of the shape of `weights`, as wide as `dtype`.
+
+    Example:
+      >>> keys = magnitude_keys(jnp.asarray([-2.0, 1.0, jnp.nan, -0.0]), jnp.float32)
+      >>> [int(rank) for rank in jnp.argsort(-keys.astype(jnp.int32))]
+      [2, 0, 1, 3]
+    """
+    unsigned = key_dtype(dtype)
+    bits = jax.lax.bitcast_convert_type(weights.astype(dtype), unsigned)
+    without_sign = bits & np.asarray(np.iinfo(unsigned).max >> 1, unsigned)
+    return jnp.minimum(without_sign, np.asarray(largest_key(dtype), unsigned))

@@ -1,0 +1,362 @@
+"""The transformation: pruning as one link of an optax chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from gradprune_jax import _paths
+from gradprune_jax._mask_update import update_masks
+from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
+from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._shards import Shard, shards
+from gradprune_jax._structures import Structure
+
+ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
+
+
+class GradualPruneState(NamedTuple):
+    """State of :func:`gradual_prune`.
+
+    Attributes:
+      count: int32 scalar, the number of updates done.
+      masks: a tree like the parameters': bool arrays, True where a weight is kept, and
+        ``optax.MaskedNode()`` where a leaf stays dense.
+    """
+
+    count: chex.Array
+    masks: Any
+
+
+class WithGradualPruneState(NamedTuple):
+    """State of :func:`with_gradual_prune`.
+
+    Attributes:
+      inner_state: the state of the wrapped optimizer.
+      prune_state: the masks and their count.
+    """
+
+    inner_state: Any
+    prune_state: GradualPruneState
+
+
+def gradual_prune(
+    schedule_or_rules: ScheduleOrRules,
+    *,
+    where: Where | None = None,
+    structure: Structure | None = None,
+    allocation: Allocation = "uniform",
+    stack_axis: int | None = None,
+    min_density: chex.Numeric = 0.0,
+    partition_specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradual magnitude pruning: the last link of an optax chain.
+
+    With p the parameters, u the updates that reach this link, and m the masks: on an
+    update step of the schedule
+
+    .. math:: m \leftarrow m \wedge \mathrm{top}_k(|m \odot p|)
+
+    and at every step
+
+    .. math:: u' = \begin{cases} u & m \\ -p & \text{otherwise,} \end{cases}
+
+    so that ``optax.apply_updates`` leaves every pruned weight at exactly +0.0. The
+    masks are the exact top k: ties go to the lower flat index, NaN ranks above
+    infinity, and the result is the same on every mesh.
+
+    Put it last in the chain: whatever follows it would undo it. Under gradient
+    accumulation the whole chain goes inside ``optax.MultiSteps``; with
+    ``optax.contrib.schedule_free`` it goes outside. ``optax.lookahead`` cannot be
+    supported: it moves parameters after the chain has seen them.
+
+    Args:
+      schedule_or_rules: a schedule, or a list of :class:`Rule`, of which the first that
+        matches a parameter prunes it.
+      where: which parameters to prune, see :class:`Rule`; by default
+        :func:`is_weight`. Under ``optax.inject_hyperparams`` a callable must be named
+        in its `static_args`.
+      structure: which weights are kept together; None is ``Unstructured()``.
+      allocation: ``"uniform"``, every leaf at the schedule's sparsity, or
+        ``"global"``, one threshold over all leaves.
+      stack_axis: the axis along which layers are stacked, each with a threshold of its
+        own. Under ``optax.inject_hyperparams`` it must be in `static_args`.
+      min_density: under global allocation, the fraction that each leaf keeps at least.
+      partition_specs: only inside ``jax.shard_map``, where parameters are local
+        shards: their ``PartitionSpec`` tree, or a prefix of it, as given to it.
+
+    Returns:
+      A transformation with state :class:`GradualPruneState`. `init` and `update` raise
+      ValueError for a rule that matches nothing, parameters that cannot be pruned, and
+      a state that does not fit the rules.
+
+    Raises:
+      ValueError: if a field of the rule is not valid.
+      TypeError: if the first argument is neither a schedule nor rules.
+
+    Example:
+      >>> schedule = polynomial_schedule(0.75, begin_step=0, end_step=2, every=1)
+      >>> tx = optax.chain(optax.sgd(0.1), gradual_prune(schedule))
+      >>> params = {"kernel": jnp.array([[4.0, -3.0], [2.0, 1.0]])}
+      >>> state = tx.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = tx.update({"kernel": jnp.zeros((2, 2))}, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print(params["kernel"])
+      [[4. 0.]
+       [0. 0.]]
+
+    References:
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
+      2017, section 3.
+    """
+    rules = as_rules(
+        schedule_or_rules,
+        where=where,
+        structure=structure,
+        allocation=allocation,
+        stack_axis=stack_axis,
+        min_density=min_density,
+    )
+
+    def init_fn(params: optax.Params) -> GradualPruneState:
+        leaves, treedef = jax.tree.flatten(params)
+        masks = [
+            optax.MaskedNode() if position is None else _all_kept(leaf)
+            for leaf, position in zip(leaves, assign(rules, params), strict=True)
+        ]
+        return GradualPruneState(jnp.zeros([], jnp.int32), treedef.unflatten(masks))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: GradualPruneState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GradualPruneState]:
+        del extra_args
+        leaves, treedef = _flatten_parameters(params)
+        assigned = assign(rules, params)
+        masks = _masks_by_leaf(state.masks, params, treedef, assigned)
+        placement = shards(params, partition_specs)
+        for position, rule in enumerate(rules):
+            own = [i for i, owner in enumerate(assigned) if owner == position]
+            if own:
+                new = _masks_at_step(
+                    rule,
+                    state.count,
+                    [leaves[i] for i in own],
+                    [masks[i] for i in own],
+                    [placement[i] for i in own],
+                )
+                masks = _replaced(masks, own, new)
+        updates = _map_pruned(_zero_pruned, treedef, masks, params, updates)
+        count = optax.safe_increment(state.count)
+        return updates, GradualPruneState(count, treedef.unflatten(masks))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def with_gradual_prune(
+    inner: optax.GradientTransformation,
+    schedule_or_rules: ScheduleOrRules,
+    *,
+    where: Where | None = None,
+    structure: Structure | None = None,
+    allocation: Allocation = "uniform",
+    stack_axis: int | None = None,
+    min_density: chex.Numeric = 0.0,
+    partition_specs: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""An optimizer that sees live weights only, followed by gradual pruning.
+
+    The gradient is masked before the optimizer, with the masks as they stood before
+    the step, as it is when the forward pass uses weight times mask: so momentum and
+    global-norm clipping take no part of a pruned weight's gradient,
+
+    .. math:: u = \mathrm{inner}(m \odot g), \qquad
+        u', m' = \mathrm{gradual\_prune}(u, m, p).
+
+    Args:
+      inner: the optimizer, a whole chain with clipping for example.
+      schedule_or_rules: as for :func:`gradual_prune`, and so all other arguments.
+      where: which parameters to prune.
+      structure: which weights are kept together.
+      allocation: how the sparsity is shared out.
+      stack_axis: the axis along which layers are stacked.
+      min_density: the fraction that each leaf keeps at least.
+      partition_specs: the parameters' specs inside ``jax.shard_map``.
+
+    Returns:
+      A transformation with state :class:`WithGradualPruneState`.
+
+    Example:
+      >>> schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
+      >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+      >>> tx = with_gradual_prune(clipped, schedule)
+
+    References:
+      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
+      2017, section 3.
+    """
+    inner = optax.with_extra_args_support(inner)
+    prune = gradual_prune(
+        schedule_or_rules,
+        where=where,
+        structure=structure,
+        allocation=allocation,
+        stack_axis=stack_axis,
+        min_density=min_density,
+        partition_specs=partition_specs,
+    )
+
+    def init_fn(params: optax.Params) -> WithGradualPruneState:
+        return WithGradualPruneState(inner.init(params), prune.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: WithGradualPruneState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, WithGradualPruneState]:
+        _, treedef = _flatten_parameters(params)
+        masks = treedef.flatten_up_to(state.prune_state.masks)
+        updates = _map_pruned(_mask_gradient, treedef, masks, params, updates)
+        updates, inner_state = inner.update(
+            updates, state.inner_state, params, **extra_args
+        )
+        updates, prune_state = prune.update(updates, state.prune_state, params)
+        return updates, WithGradualPruneState(inner_state, prune_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _masks_at_step(
+    rule: Rule,
+    count: jax.Array,
+    weights: Sequence[jax.Array],
+    masks: Sequence[jax.Array],
+    placement: Sequence[Shard],
+) -> Sequence[jax.Array]:
+    """The masks of one rule after step `count`: recomputed on its update steps."""
+    schedule = rule.schedule
+    if schedule is None:
+        return masks
+    return jax.lax.cond(
+        schedule.is_update_step(count),
+        lambda: update_masks(rule, schedule.sparsity(count), weights, masks, placement),
+        lambda: list(masks),
+    )
+
+
+def _all_kept(leaf: jax.Array) -> jax.Array:
+    """A mask that keeps everything, laid out over devices like its parameter.
+
+    Under jit in automatic sharding mode a constant has no layout to inherit. A select
+    that XLA cannot decide before it partitions the program ties it to the parameter.
+    """
+    never = jax.lax.optimization_barrier(jnp.zeros([], bool))
+    return jnp.where(never, jnp.isnan(leaf), jnp.ones_like(leaf, dtype=bool))
+
+
+def _zero_pruned(
+    name: str, mask: jax.Array, weight: jax.Array, update: jax.Array
+) -> jax.Array:
+    """The update where the weight lives, minus the weight where it is pruned.
+
+    A select, not a product: a product keeps NaN, makes -0.0, and rounds live weights.
+    In the wider of the two dtypes, or the weight would not cancel to the last bit.
+    """
+    if weight.dtype == update.dtype:
+        dtype = weight.dtype
+    else:
+        try:
+            dtype = jnp.promote_types(weight.dtype, update.dtype)
+        except ValueError:
+            raise ValueError(
+                f"{name!r} has dtype {weight.dtype} and its update {update.dtype}; "
+                "8-bit floats are not promoted, so cast the update to the parameter's "
+                "dtype before gradual_prune."
+            ) from None
+    return jnp.where(mask, update.astype(dtype), -weight.astype(dtype))
+
+
+def _mask_gradient(
+    name: str, mask: jax.Array, weight: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    """The gradient where the weight lives, zero where it is pruned."""
+    del name, weight
+    return jnp.where(mask, gradient, jnp.zeros_like(gradient))
+
+
+def _flatten_parameters(params: Any) -> tuple[list[Any], Any]:
+    """The leaves and structure of the parameters, which pruning cannot do without."""
+    if params is None:
+        raise ValueError(
+            "pruning needs the parameters: call tx.update(updates, state, params)."
+        )
+    return jax.tree.flatten(params)
+
+
+def _map_pruned(
+    fn: Callable[..., jax.Array], treedef: Any, masks: Any, params: Any, updates: Any
+) -> Any:
+    """The updates with `fn(name, mask, weight, update)` applied to pruned leaves."""
+    try:
+        update_leaves = treedef.flatten_up_to(updates)
+    except ValueError as error:
+        raise ValueError(
+            f"the updates' tree does not fit the parameters': {error}"
+        ) from None
+    leaves = _paths.named_leaves(params)
+    return treedef.unflatten(
+        [
+            update if _is_dense(mask) else fn(leaf.name, mask, leaf.value, update)
+            for leaf, mask, update in zip(leaves, masks, update_leaves, strict=True)
+        ]
+    )
+
+
+def _masks_by_leaf(
+    masks: Any, params: Any, treedef: Any, assigned: Sequence[int | None]
+) -> list[Any]:
+    """The state's masks, one a parameter, refused if they do not fit the rules."""
+    try:
+        by_leaf = treedef.flatten_up_to(masks)
+    except ValueError as error:
+        raise ValueError(
+            "the masks' tree does not fit the parameters'; was the state made by "
+            f"init on the same parameters? {error}"
+        ) from None
+    leaves = _paths.named_leaves(params)
+    for leaf, mask, position in zip(leaves, by_leaf, assigned, strict=True):
+        if _is_dense(mask) != (position is None):
+            has, does = ("no mask", "prune") if _is_dense(mask) else ("a mask", "do not prune")
+            raise ValueError(
+                f"the state has {has} for {leaf.name!r}, but the rules {does} it; a "
+                "state goes on only with the rules that it was made by."
+            )
+        if not _is_dense(mask) and (
+            mask.dtype != bool or mask.shape != leaf.value.shape
+        ):
+            raise ValueError(
+                f"the mask of {leaf.name!r} is {mask.dtype}{list(mask.shape)}; it must "
+                f"be bool{list(leaf.value.shape)}. Was the state restored from a "
+                "checkpoint into another dtype or shape?"
+            )
+    return by_leaf
+
+
+def _is_dense(mask: Any) -> bool:
+    """Whether a mask is the mark of a leaf that is not pruned."""
+    return isinstance(mask, optax.MaskedNode)
+
+
+def _replaced(items: Sequence[Any], positions: Sequence[int], new: Sequence[Any]) -> list:
+    """The items with those at the positions exchanged for the new ones."""
+    exchanged = dict(zip(positions, new, strict=True))
+    return [exchanged.get(i, item) for i, item in enumerate(items)]
