@@ -276,12 +276,9 @@ def _check_sparsity(name: str, value: Any) -> Any:
     """The sparsity as a Python float, or as it is if it is traced."""
     if _is_traced(value):
         return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{name} is {value!r}; it must be one number in [0, 1]."
-        ) from None
+    if isinstance(value, str) or np.ndim(value) != 0:
+        raise ValueError(f"{name} is {value!r}; it must be one number in [0, 1].")
+    number = float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(
             f"{name} is {value!r}; it must lie in [0, 1]: 0.9 means that 90 % of the "

@@ -1,0 +1,46 @@
+# Everything runs in a virtual environment of its own; python3 with venv is enough.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-oldest lint format bench clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/gradprune demo --force
+
+test: lint
+	$(BIN)/python -m pytest -n 2 gradprune_jax tests README.md
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -n 2 -o addopts="" -m "not newest" tests
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-test
+	$(BIN)/python benchmarks/mask_update.py
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist
+
+$(VENV)/installed-demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[cli]"
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable . --constraint tests/oldest.txt --requirement tests/oldest.txt
+	touch $@

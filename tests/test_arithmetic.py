@@ -1,0 +1,88 @@
+"""Counts of weights are exact, with x64 off, up to 2^48."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradprune_jax import _arithmetic as arithmetic
+from gradprune_jax._allocation import kept_units, least_units
+from tests import oracle
+
+sizes = st.lists(st.integers(0, 2**48), min_size=8, max_size=8)
+counts = st.lists(st.integers(0, 2**63), min_size=8, max_size=8)
+sparsities = st.one_of(
+    st.floats(0, 1, width=32),
+    st.sampled_from([0.0, 0.5, 0.9, 0.25, 1.0, 1 - 2**-24, 2**-24, 2**-40, 1e-38]),
+)
+
+
+@given(sizes, sparsities)
+def test_kept_counts_are_exact(sizes, sparsity):
+    kept = arithmetic.kept_count(sizes, jnp.float32(sparsity))
+    expected = [oracle.kept_count(size, sparsity) for size in sizes]
+    assert list(arithmetic.as_integer(kept)) == expected
+    assert [kept_units(size, sparsity) for size in sizes] == expected
+
+
+@given(st.integers(0, 2**20), st.integers(0, 2**10))
+def test_halves_go_to_even(odd, numerator):
+    size = 2 * odd + 1
+    sparsity = np.float32((2 * numerator + 1) / 2**11)
+    kept = arithmetic.as_integer(arithmetic.kept_count([size * 2**10], sparsity))[0]
+    product = Fraction(float(sparsity)) * size * 2**10
+    assert product.denominator == 2
+    assert (size * 2**10 - int(kept)) % 2 == 0 or kept == 1
+
+
+def test_more_weights_than_float32_or_uint32_can_count():
+    """A float32 count kept 10,000,002 of 100,000,001 where 10,000,002 is exact."""
+    for size in (100_000_001, 6_738_149_376, 2**48):
+        for sparsity in (0.9, 0.5, 0.999):
+            kept = arithmetic.kept_count([size], jnp.float32(sparsity))
+            expected = oracle.kept_count(size, sparsity)
+            assert arithmetic.as_integer(kept)[0] == expected
+
+
+@given(sizes, sparsities)
+def test_floors_are_exact(sizes, fraction):
+    exact = Fraction(float(np.float32(fraction)))
+    expected = [-(-size * exact // 1) for size in sizes]
+    assert [least_units(size, fraction) for size in sizes] == expected
+    if exact > 1e-37 or exact == 0:  # below that XLA may flush to zero
+        floors = arithmetic.ceiling_count(sizes, jnp.float32(fraction))
+        assert list(arithmetic.as_integer(floors)) == expected
+
+
+@given(counts, counts)
+def test_two_lanes_are_integers(a, b):
+    one, other = arithmetic.as_count(a), arithmetic.as_count(b)
+    pairs = list(zip(a, b, strict=True))
+    larger = arithmetic.maximum(one, other)
+    smaller = arithmetic.minimum(one, other)
+    as_integer = arithmetic.as_integer
+    assert list(as_integer(arithmetic.add(one, other))) == [x + y for x, y in pairs]
+    assert list(as_integer(larger)) == [max(pair) for pair in pairs]
+    assert list(as_integer(smaller)) == [min(pair) for pair in pairs]
+    assert list(arithmetic.equal(one, other)) == [x == y for x, y in pairs]
+    difference = as_integer(arithmetic.subtract(larger, smaller))
+    assert list(difference) == [abs(x - y) for x, y in pairs]
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=8))
+def test_sums_pass_32_bits(numbers):
+    running = arithmetic.cumulative_sum(jnp.asarray(np.array(numbers, np.uint32)))
+    assert list(arithmetic.as_integer(running)) == list(
+        np.cumsum(np.array(numbers, object))
+    )
+    total = arithmetic.total(arithmetic.as_count([n * 2**8 for n in numbers]))
+    assert list(arithmetic.as_integer(total)) == [sum(numbers) * 2**8]
+
+
+def test_nonsense_sparsities_of_tracers_do_no_harm():
+    for sparsity, expected in [(-1.0, 10), (2.0, 0), (float("nan"), 10)]:
+        kept = jax.jit(lambda s: arithmetic.kept_count([10], s))(sparsity)
+        assert arithmetic.as_integer(kept)[0] == expected
