@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from gradprune_jax._shards import Shard
 from gradprune_jax._structures import Structure, largest_key
@@ -95,6 +96,8 @@ class Units(NamedTuple):
         if axis is None:
             return jnp.sum(marked, dtype=jnp.uint32).reshape(1)
         counts = jnp.sum(marked, axis=_others(axis, marked.ndim), dtype=jnp.uint32)
+        if any(jax.typeof(counts).sharding.spec):  # in explicit sharding mode alone
+            counts = jax.sharding.reshard(counts, PartitionSpec(None))
         if not self.shard.axis_names[axis]:
             return counts
         start = self.shard.offset(axis, counts.size)
@@ -135,23 +138,29 @@ def count(units: Sequence[Units], marker: Marker, *thresholds: jax.Array) -> jax
     Returns:
       uint32 ``[probes, segments]``, of whole leaves.
     """
+    ends = np.cumsum([leaf.slices for leaf in units])
+    local = [
+        _count_leaf(leaf, marker, [t[:, end - leaf.slices : end] for t in thresholds])
+        for leaf, end in zip(units, ends, strict=True)
+    ]
+    return _sum_over_mesh(units, local)
+
+
+def _count_leaf(
+    leaf: Units, marker: Marker, thresholds: Sequence[jax.Array]
+) -> jax.Array:
+    """The counts of one leaf's local piece: uint32 [probes, slices]."""
     # Without the barrier XLA moves the keys out of the search's loop, and writes and
     # reads an array as large as the weights.
-    arrays = [(leaf.weights, leaf.mask, leaf.first) for leaf in units]
-    arrays, thresholds = jax.lax.optimization_barrier((arrays, thresholds))
-    pinned = [
-        leaf._replace(weights=weights, mask=mask, first=first)
-        for leaf, (weights, mask, first) in zip(units, arrays, strict=True)
-    ]
-    probes = [
+    arrays = (leaf.weights, leaf.mask, leaf.first)
+    arrays, thresholds = jax.lax.optimization_barrier((arrays, list(thresholds)))
+    pinned = leaf._replace(weights=arrays[0], mask=arrays[1], first=arrays[2])
+    return jnp.stack(
         [
-            leaf.count(marked)
-            for leaf, marked in zip(units, mark(pinned, marker, *row), strict=True)
+            pinned.count(marker(pinned, *map(pinned.spread, probe)))
+            for probe in zip(*thresholds, strict=True)
         ]
-        for row in zip(*thresholds, strict=True)
-    ]
-    local = [jnp.stack(leaf_counts) for leaf_counts in zip(*probes, strict=True)]
-    return _sum_over_mesh(units, local)
+    )
 
 
 def _sum_over_mesh(units: Sequence[Units], counts: Sequence[jax.Array]) -> jax.Array:

@@ -34,7 +34,9 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     sizes: dict[str, int] = {}
     for leaf in _paths.named_leaves(tree):
         if _is_countable(leaf.value):
-            zeros[leaf.name] = jnp.sum(leaf.value == 0, dtype=jnp.uint32)
+            zeros[leaf.name] = jnp.sum(
+                jnp.logical_not(leaf.value), dtype=jnp.uint32
+            )
             sizes[leaf.name] = np.size(leaf.value)
     fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
     return fractions | {"total": _fraction(zeros.values(), sum(sizes.values()))}

@@ -86,10 +86,10 @@ def top_k(
     exact = arithmetic.equal(bracket.at_low, kept)
     low = to_segments(bracket.low)
 
-    def without_ties() -> list[jax.Array]:
-        return counting.mark(units, _reaches, low)
+    def without_ties() -> tuple[jax.Array, jax.Array]:
+        return low, jnp.zeros(len(sizes), jnp.uint32)
 
-    def with_ties() -> list[jax.Array]:
+    def with_ties() -> tuple[jax.Array, jax.Array]:
         high = to_segments(jnp.where(exact, bracket.low, bracket.high))
         reach = counting.count(units, _reaches, jnp.stack([low, high]))
         at_low, at_high = reach[0], reach[1]
@@ -97,24 +97,22 @@ def top_k(
         if together:
             kept_ties = arithmetic.subtract(kept, to_groups(at_high))
             share = _share_in_order(kept_ties, at_low - at_high)
-            wanted = Count(jnp.zeros_like(share), at_high + share)
+            wanted = _from_uint32(at_high + share)
+
+        def count_kept(starts: jax.Array) -> Count:
+            lows, highs = (jnp.broadcast_to(t, starts.shape) for t in (low, high))
+            return _from_uint32(counting.count(units, _keeps, lows, highs, starts))
+
         ties = _search(
-            lambda probes: _from_uint32(
-                counting.count(
-                    units,
-                    _keeps,
-                    jnp.broadcast_to(low, probes.shape),
-                    jnp.broadcast_to(high, probes.shape),
-                    probes,
-                )
-            ),
+            count_kept,
             wanted=wanted,
             at_zero=_from_uint32(at_low),
             top=np.array(sizes, np.uint32),
         )
-        return counting.mark(units, _keeps, low, high, ties.low)
+        return high, ties.low
 
-    return jax.lax.cond(jnp.all(exact), without_ties, with_ties)
+    high, start = jax.lax.cond(jnp.all(exact), without_ties, with_ties)
+    return counting.mark(units, _keeps, low, high, start)
 
 
 def _search(

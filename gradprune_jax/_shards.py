@@ -115,21 +115,20 @@ def _broadcast_prefix(partition_specs: Any, tree: Any) -> list[PartitionSpec]:
     def is_spec(node: Any) -> bool:
         return isinstance(node, PartitionSpec) or node is None
 
+    prefix, treedef = jax.tree.flatten(partition_specs, is_leaf=is_spec)
+    try:
+        subtrees = treedef.flatten_up_to(tree)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"partition_specs is not a prefix of the parameters' tree: {error}"
+        ) from None
     specs: list[PartitionSpec] = []
-
-    def spread(spec: PartitionSpec | None, subtree: Any) -> None:
-        spec = PartitionSpec() if spec is None else spec
-        if not isinstance(spec, PartitionSpec):
+    for spec, subtree in zip(prefix, subtrees, strict=True):
+        if not is_spec(spec):
             raise ValueError(
                 f"partition_specs has a leaf {spec!r}; every leaf must be a "
                 "jax.sharding.PartitionSpec."
             )
-        specs.extend([spec] * len(jax.tree.leaves(subtree)))
-
-    try:
-        jax.tree.map(spread, partition_specs, tree, is_leaf=is_spec)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"partition_specs is not a prefix of the parameters' tree: {error}"
-        ) from None
+        whole_spec = PartitionSpec() if spec is None else spec
+        specs += [whole_spec] * len(jax.tree.leaves(subtree))
     return specs

@@ -1,0 +1,226 @@
+"""The same masks on every mesh: the same weights, masks and count in, the same out."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gradprune_jax as gp
+from tests import oracle
+
+SCHEDULE = gp.polynomial_schedule(0.8, 0, 4, every=2)
+LAYOUTS = [P("x", None), P(None, "y"), P("x", "y"), P(("x", "y"), None), P()]
+ALLOCATIONS = {
+    "uniform": {},
+    "global": dict(allocation="global"),
+    "global with a floor": dict(allocation="global", min_density=0.3),
+    "stacked": dict(stack_axis=0),
+}
+
+
+def make_params():
+    """Weights with many ties, the first leaf of sizes that 4 and 8 divide."""
+    rng = np.random.default_rng(0)
+    return {
+        "a": {"kernel": np.round(rng.normal(size=(16, 8)) * 4).astype(np.float32) / 4},
+        "b": {"kernel": rng.integers(-2, 3, size=(8, 24)).astype(jnp.bfloat16)},
+    }
+
+
+@functools.cache
+def make_mesh(axis_type=AxisType.Auto):
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(axis_type,) * 2)
+
+
+def run(fields, place=lambda tree: tree):
+    """Masks after each of six steps, the weights handed in the same on any layout."""
+    rng = np.random.default_rng(1)
+    params = make_params()
+    tx = gp.gradual_prune(SCHEDULE, **fields)
+    placed = place(params)
+    state = jax.jit(tx.init)(placed)
+    step = jax.jit(tx.update)
+    masks = []
+    for _ in range(6):
+        updates = jax.tree.map(
+            lambda p: np.round(rng.normal(size=p.shape) * 4).astype(p.dtype), params
+        )
+        updates, state = jax.block_until_ready(step(place(updates), state, placed))
+        masks.append(jax.tree.map(np.asarray, state.masks))
+        params = jax.tree.map(
+            lambda p, u: np.asarray(p + np.asarray(u), p.dtype), params, updates
+        )
+        placed = place(params)
+    return masks, state
+
+
+@functools.cache
+def on_one_device(allocation):
+    masks, _ = run(ALLOCATIONS[allocation])
+    return masks
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_masks_are_the_same_sharded_over_eight_devices(layout, allocation, axis_type):
+    fields = ALLOCATIONS[allocation]
+    if axis_type == AxisType.Explicit and "global" in allocation:
+        return  # the same counts as uniform, added up
+    mesh = make_mesh(axis_type)
+    sharding = NamedSharding(mesh, layout)
+    explicit = axis_type == AxisType.Explicit
+    with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
+        masks, state = run(fields, place=lambda tree: jax.device_put(tree, sharding))
+    for mine, single in zip(masks, on_one_device(allocation), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, mine, single)
+    for mask in jax.tree.leaves(state.masks):
+        assert mask.sharding.is_equivalent_to(sharding, mask.ndim)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_masks_inherit_their_parameters_sharding_from_init(layout):
+    """jnp.ones(p.shape) loses the parameter's sharding."""
+    sharding = NamedSharding(make_mesh(), layout)
+    params = jax.device_put(make_params(), sharding)
+    tx = gp.gradual_prune(SCHEDULE)
+    for state in (tx.init(params), jax.jit(tx.init)(params)):
+        for mask in jax.tree.leaves(state.masks):
+            assert mask.sharding.is_equivalent_to(sharding, mask.ndim)
+            assert bool(mask.all())
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_masks_are_the_same_under_pmap(allocation):
+    fields = ALLOCATIONS[allocation]
+    params = make_params()
+    tx = gp.gradual_prune(SCHEDULE, **fields)
+    single = tx.init(params)
+    _, single = jax.jit(tx.update)(params, single._replace(count=jnp.int32(2)), params)
+    replicate = functools.partial(
+        jax.tree.map, lambda leaf: np.stack([np.asarray(leaf)] * 8)
+    )
+    state = tx.init(params)._replace(count=jnp.int32(2))
+    inputs = replicate(params)
+    _, state = jax.pmap(tx.update)(inputs, replicate(state), inputs)
+    for device in range(8):
+        jax.tree.map(
+            lambda mask, mine: np.testing.assert_array_equal(mine[device], mask),  # noqa: B023
+            single.masks,
+            jax.block_until_ready(state.masks),
+        )
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize(
+    "specs",
+    [
+        P("x", None),
+        P(None, "y"),
+        P(("x", "y"), None),
+        {"a": {"kernel": P("x", "y")}, "b": P()},
+        {"a": P("y"), "b": {"kernel": P(None, "x")}},
+    ],
+    ids=str,
+)
+def test_masks_are_the_same_inside_shard_map(specs, allocation):
+    fields = ALLOCATIONS[allocation]
+    params = make_params()
+    plain = gp.gradual_prune(SCHEDULE, **fields)
+    local = gp.gradual_prune(SCHEDULE, **fields, partition_specs=specs)
+    state = plain.init(params)._replace(count=jnp.int32(2))
+    state_specs = gp.GradualPruneState(P(), specs)
+    sharded = jax.jit(
+        jax.shard_map(
+            local.update,
+            mesh=make_mesh(),
+            in_specs=(specs, state_specs, specs),
+            out_specs=(specs, state_specs),
+        )
+    )
+    updates, new = jax.block_until_ready(sharded(params, state, params))
+    expected_updates, single = jax.jit(plain.update)(params, state, params)
+    jax.tree.map(np.testing.assert_array_equal, new.masks, single.masks)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
+    assert int(new.count) == 3
+
+
+def test_init_inside_shard_map():
+    specs = {"a": P("x"), "b": P(None, "y")}
+    tx = gp.gradual_prune(SCHEDULE, partition_specs=specs)
+    init = jax.shard_map(
+        tx.init,
+        mesh=make_mesh(),
+        in_specs=(specs,),
+        out_specs=gp.GradualPruneState(P(), specs),
+    )
+    state = init(make_params())
+    assert state.masks["a"]["kernel"].shape == (16, 8)
+
+
+def test_partition_specs_that_make_no_sense_are_refused():
+    params = make_params()
+    for specs, message in [
+        (P("x"), "'x' is no axis"),
+        ({"c": P()}, "not a prefix"),
+        (P("x", None, None), "longer than its shape"),
+        ({"a": "x", "b": P()}, "must be a jax.sharding.PartitionSpec"),
+    ]:
+        tx = gp.gradual_prune(SCHEDULE, partition_specs=specs)
+        with pytest.raises(ValueError, match=message):
+            tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
+def test_a_sharded_update_gathers_no_weights(layout):
+    """Sorting a sharded weight gathers it whole on every device."""
+    sharding = NamedSharding(make_mesh(), layout)
+    params = jax.device_put(make_params(), sharding)
+    tx = gp.gradual_prune(SCHEDULE)
+    state = jax.jit(tx.init)(params)
+    program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    assert "all-reduce" in program
+    for collective in ("all-gather", "all-to-all", "collective-permute", "sort("):
+        assert collective not in program
+
+
+def test_the_oracle_agrees_under_named_sharding():
+    fields = dict(allocation="global")
+    params = make_params()
+    weights = jax.tree.leaves(params)
+    masks = [np.ones(leaf.shape, bool) for leaf in weights]
+    wanted = oracle.next_masks(weights, masks, float(SCHEDULE.sparsity(2)), **fields)
+    sharding = NamedSharding(make_mesh(), P("x", "y"))
+    placed = jax.device_put(params, sharding)
+    tx = gp.gradual_prune(SCHEDULE, **fields)
+    state = jax.jit(tx.init)(placed)._replace(count=jnp.int32(2))
+    _, state = jax.block_until_ready(jax.jit(tx.update)(placed, state, placed))
+    for mask, mine in zip(wanted, jax.tree.leaves(state.masks), strict=True):
+        np.testing.assert_array_equal(mine, mask)
+
+
+def test_sharded_training_keeps_its_promise_with_adam():
+    sharding = NamedSharding(make_mesh(), P("x", "y"))
+    params = jax.device_put(make_params(), sharding)
+    tx = optax.chain(optax.adamw(0.1), gp.gradual_prune(SCHEDULE))
+    state = jax.jit(tx.init)(params)
+
+    @jax.jit
+    def step(params, state):
+        gradients = jax.grad(
+            lambda p: sum(jnp.sum(leaf.astype(jnp.float32) ** 4) for leaf in p)
+        )(jax.tree.leaves(params))
+        gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
+        updates, state_ = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state_
+
+    for _ in range(6):
+        params, state = jax.block_until_ready(step(params, state))
+        gp.check_pruned(params, state)
+    assert gp.sparsity(params)["total"] >= 0.8

@@ -1,0 +1,234 @@
+"""Which parameters are pruned."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradprune_jax as gp
+
+SCHEDULE = gp.polynomial_schedule(0.5, 0, 10, every=5)
+PARAMS = {
+    "encoder": {
+        "dense": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)},
+        "norm": {"scale": jnp.ones(6)},
+    },
+    "head": {"kernel": jnp.ones((6, 2)), "bias": jnp.ones(2)},
+    "steps": jnp.zeros((2, 2), jnp.int32),
+}
+
+
+def pruned(rules, params=PARAMS, **fields):
+    return [leaf.path for leaf in gp.plan(rules, params, **fields).pruned]
+
+
+def masked(rules, params=PARAMS, **fields):
+    masks = gp.gradual_prune(rules, **fields).init(params).masks
+    return [
+        leaf.path
+        for leaf, mask in zip(
+            gp.plan(rules, params, **fields).leaves,
+            jax.tree.leaves(masks, is_leaf=lambda m: isinstance(m, optax.MaskedNode)),
+            strict=True,
+        )
+        if not isinstance(mask, optax.MaskedNode)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (None, ["encoder/dense/kernel", "head/kernel"]),
+        ("head/.*", ["head/bias", "head/kernel"]),
+        (".*kernel", ["encoder/dense/kernel", "head/kernel"]),
+        ("head/kernel", ["head/kernel"]),
+        (lambda path, leaf: path[0] == "head" and len(leaf.shape) == 1, ["head/bias"]),
+        (gp.is_weight, ["encoder/dense/kernel", "head/kernel"]),
+    ],
+)
+def test_where(where, expected):
+    assert pruned(SCHEDULE, where=where) == expected
+    assert masked(SCHEDULE, where=where) == expected
+
+
+def test_a_regex_matches_the_whole_path():
+    with pytest.raises(ValueError, match="matches no parameter"):
+        pruned(SCHEDULE, where="head")
+
+
+def test_first_match_wins_and_none_stays_dense():
+    later = gp.one_shot_schedule(0.9, 3)
+    rules = [
+        gp.Rule(None, where="head/.*"),
+        gp.Rule(later, where=".*/kernel"),
+        gp.Rule(SCHEDULE, where=".*/(scale|kernel)"),
+    ]
+    plan = gp.plan(rules, PARAMS)
+    assert {leaf.path: leaf.rule for leaf in plan.leaves} == {
+        "encoder/dense/kernel": 1,
+        "encoder/dense/bias": None,
+        "encoder/norm/scale": 2,
+        "head/kernel": None,
+        "head/bias": None,
+        "steps": None,
+    }
+
+
+def test_a_rule_that_matches_nothing_is_an_error_with_the_closest_paths():
+    for attempt in (
+        lambda: gp.plan(SCHEDULE, PARAMS, where="hed/kernel"),
+        lambda: gp.gradual_prune(SCHEDULE, where="hed/kernel").init(PARAMS),
+        lambda: jax.eval_shape(
+            gp.gradual_prune(SCHEDULE, where="hed/kernel").init, PARAMS
+        ),
+    ):
+        with pytest.raises(ValueError, match="hed/kernel.*closest.*'head/kernel'"):
+            attempt()
+    with pytest.raises(ValueError, match="where=is_weight.*matches no parameter"):
+        gp.plan(SCHEDULE, {"bias": jnp.ones(3)})
+
+
+def test_a_rule_whose_leaves_are_all_taken_is_an_error():
+    rules = [gp.Rule(SCHEDULE), gp.Rule(SCHEDULE, where="head/kernel")]
+    with pytest.raises(ValueError, match=r"rule 1 .*rules before it"):
+        gp.plan(rules, PARAMS)
+
+
+def test_callables_read_shape_and_dtype_alone():
+    """masked and partition call user functions on updates later: no values there."""
+    seen = []
+
+    def where(path, leaf):
+        seen.append(leaf)
+        assert isinstance(path, tuple)
+        return path[-1] == "kernel"
+
+    tx = gp.gradual_prune(SCHEDULE, where=where)
+    jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in seen)
+
+
+def test_default_leaves_attention_biases_and_stacked_norms_dense():
+    """ "Every leaf with ndim > 1" prunes the biases of multi-head attention, and
+    LayerNorm scale and bias under nn.scan."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            x = nn.LayerNorm()(x)
+            return nn.MultiHeadDotProductAttention(num_heads=2)(x, x), None
+
+    stack = nn.scan(
+        Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+    )()
+    params = jax.eval_shape(stack.init, jax.random.key(0), jnp.ones((1, 4, 8)), None)
+    plan = gp.plan(SCHEDULE, params)
+    assert {leaf.path.split("/")[-1] for leaf in plan.pruned} == {"kernel"}
+    assert len(plan.pruned) == 4
+    dense = {leaf.path.split("/")[-1]: len(leaf.shape) for leaf in plan.dense}
+    assert dense == {"bias": 2, "scale": 2} or dense["bias"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reason"),
+    [
+        (jnp.int32, "is not a floating dtype"),
+        (jnp.complex64, "is not a floating dtype"),
+        (jnp.float8_e8m0fnu, "has no zero"),
+    ],
+)
+def test_dtypes_that_cannot_be_pruned_are_refused(dtype, reason):
+    params = {"a": {"kernel": jax.ShapeDtypeStruct((2, 2), dtype)}}
+    with pytest.raises(ValueError, match=f"'a/kernel' has dtype .*{reason}"):
+        gp.plan(SCHEDULE, params, where=".*")
+
+
+def test_a_stack_axis_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="'head/bias' has shape .*stack axis 1"):
+        gp.plan(SCHEDULE, PARAMS, where="head/bias", stack_axis=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(where="("), "no regular expression"),
+        (dict(where=3), "where is 3"),
+        (dict(allocation="erdos"), "allocation is 'erdos'.*'uniform', 'global'"),
+        (dict(structure="2:4"), "structure is '2:4'"),
+        (dict(stack_axis=0.5), "stack_axis is 0.5"),
+        (dict(stack_axis=jnp.array(0)), "static_args"),
+        (dict(min_density=2.0, allocation="global"), "min_density is 2.0"),
+        (dict(min_density=0.5), "floor under allocation='global'"),
+        (dict(stack_axis=0, allocation="global"), "leave one"),
+    ],
+)
+def test_fields_that_make_no_sense_are_refused(fields, message):
+    for attempt in (gp.gradual_prune, gp.Rule):
+        with pytest.raises(ValueError, match=message):
+            attempt(SCHEDULE, **fields)
+
+
+def test_what_is_no_schedule_is_refused():
+    for wrong in (0.9, None, optax.constant_schedule(0.9), "cubic"):
+        with pytest.raises(TypeError, match="must be a SparsitySchedule"):
+            gp.gradual_prune(wrong)
+    with pytest.raises(TypeError, match="rule 1 of the list"):
+        gp.gradual_prune([gp.Rule(SCHEDULE), SCHEDULE])
+    with pytest.raises(ValueError, match="empty"):
+        gp.gradual_prune([])
+
+
+def test_rules_come_without_fields_beside_them():
+    with pytest.raises(ValueError, match="write it in the rules"):
+        gp.gradual_prune([gp.Rule(SCHEDULE)], where="head/.*")
+    with pytest.raises(ValueError, match="write it in the rules"):
+        gp.plan([gp.Rule(SCHEDULE)], PARAMS, min_density=0.1)
+
+
+def test_plan_is_a_table_made_without_arrays():
+    shapes = jax.eval_shape(lambda: PARAMS)
+    plan = gp.plan(SCHEDULE, shapes, total_steps=11)
+    assert str(plan) == str(gp.plan(SCHEDULE, PARAMS))
+    assert plan.kept == (12 + 6,)
+    assert plan.mask_bytes == 24 + 12
+    assert plan.update_steps == ((0, 5, 10),)
+    for words in ("encoder/dense/kernel", "4x6", "50.00 %", "12", "dense", "36 bytes"):
+        assert words in str(plan)
+
+
+def test_plan_counts_what_training_keeps():
+    rng = np.random.default_rng(0)
+    params = {
+        "a": {"kernel": rng.normal(size=(7, 9)).astype(np.float32)},
+        "b": {"kernel": rng.normal(size=(3, 5, 2)).astype(np.float32)},
+    }
+    for fields in (
+        {},
+        dict(allocation="global"),
+        dict(allocation="global", min_density=0.8),
+        dict(where="b/.*", stack_axis=1),
+    ):
+        schedule = gp.one_shot_schedule(0.37, 0)
+        tx = gp.gradual_prune(schedule, **fields)
+        _, state = tx.update(params, tx.init(params), params)
+        kept = sum(int(mask.sum()) for mask in jax.tree.leaves(state.masks))
+        plan = gp.plan(schedule, params, **fields)
+        assert plan.kept == (kept,)
+        str(plan)
+
+
+def test_plan_refuses_a_window_that_does_not_end_within_training():
+    """end_step equal to the number of steps: the last update has count N - 1."""
+    gp.plan(SCHEDULE, PARAMS, total_steps=11)
+    with pytest.raises(ValueError, match="end_step=10.*Set end_step to 9"):
+        gp.plan(SCHEDULE, PARAMS, total_steps=10)
+
+
+def test_plan_refuses_traced_schedules():
+    def trace(final):
+        return gp.plan(gp.one_shot_schedule(final, 0), PARAMS).mask_bytes
+
+    with pytest.raises(ValueError, match="traced"):
+        jax.jit(trace)(0.5)
