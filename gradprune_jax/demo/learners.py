@@ -1,0 +1,150 @@
+"""A training step in each Flax API. Nothing in it knows of pruning.
+
+Pruning is a link of the optimizer `tx`; the code here is the code of dense training.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from flax.training.train_state import TrainState
+
+from gradprune_jax.demo.data import IMAGE_SHAPE
+from gradprune_jax.demo.models import LinenNetwork, NnxNetwork
+
+Api = Literal["linen", "nnx"]
+
+_LINEN_NETWORK = LinenNetwork()  # a description without parameters
+
+
+class Learner(Protocol):
+    """A network with its optimizer, as the training loop sees it."""
+
+    @property
+    def params(self) -> Any:
+        """The parameters."""
+
+    @property
+    def opt_state(self) -> Any:
+        """The optimizer's state."""
+
+    def step(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+        """One optimizer update; returns the loss before it, a float32 scalar."""
+
+    def correct(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+        """The number of images classified correctly, an int32 scalar."""
+
+
+def create(api: Api, tx: optax.GradientTransformation, seed: int) -> Learner:
+    """A freshly initialised learner; the same seed gives the same parameters."""
+    return NnxLearner(tx, seed) if api == "nnx" else LinenLearner(tx, seed)
+
+
+class LinenLearner:
+    """Linen: parameters and optimizer state in a `TrainState`."""
+
+    def __init__(self, tx: optax.GradientTransformation, seed: int) -> None:
+        images = jnp.zeros((1, *IMAGE_SHAPE, 1), jnp.uint8)
+        variables = _LINEN_NETWORK.init(jax.random.key(seed), images)
+        self._state = TrainState.create(
+            apply_fn=_LINEN_NETWORK.apply, params=variables["params"], tx=tx
+        )
+
+    @property
+    def params(self) -> Any:
+        return self._state.params
+
+    @property
+    def opt_state(self) -> Any:
+        return self._state.opt_state
+
+    def step(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+        self._state, loss = _linen_step(self._state, images, labels)
+        return loss
+
+    def correct(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+        return _linen_correct(self._state.params, images, labels)
+
+
+class NnxLearner:
+    """NNX: a module that holds its parameters, and an `nnx.Optimizer`."""
+
+    def __init__(self, tx: optax.GradientTransformation, seed: int) -> None:
+        self._network = NnxNetwork(nnx.Rngs(seed))
+        self._optimizer = nnx.Optimizer(self._network, tx, wrt=nnx.Param)
+
+    @property
+    def params(self) -> Any:
+        return nnx.state(self._network, nnx.Param)
+
+    @property
+    def opt_state(self) -> Any:
+        return self._optimizer.opt_state
+
+    def step(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+        return _nnx_step(self._network, self._optimizer, images, labels)
+
+    def correct(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+        return _nnx_correct(self._network, images, labels)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _linen_step(
+    state: TrainState, images: jax.Array, labels: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """One update of a `TrainState`, whose old arrays are given up."""
+
+    def loss_fn(params: Any) -> jax.Array:
+        return _loss(state.apply_fn({"params": params}, images), labels)
+
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    return state.apply_gradients(grads=gradients), loss
+
+
+@jax.jit
+def _linen_correct(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """The number of correct answers with these parameters."""
+    return _correct(_LINEN_NETWORK.apply({"params": params}, images), labels)
+
+
+@functools.partial(nnx.jit, donate_argnums=(0, 1))
+def _nnx_step(
+    network: NnxNetwork,
+    optimizer: nnx.Optimizer[NnxNetwork],
+    images: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
+    """One update of a network and its optimizer, whose old arrays are given up."""
+
+    def loss_fn(network: NnxNetwork) -> jax.Array:
+        return _loss(network(images), labels)
+
+    loss, gradients = nnx.value_and_grad(loss_fn)(network)
+    optimizer.update(network, gradients)
+    return loss
+
+
+@nnx.jit
+def _nnx_correct(
+    network: NnxNetwork, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """The number of correct answers of a network."""
+    return _correct(network(images), labels)
+
+
+def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The mean cross-entropy."""
+    return jnp.mean(
+        optax.softmax_cross_entropy_with_integer_labels(logits, labels), dtype=jnp.float32
+    )
+
+
+def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How often the largest logit is that of the label."""
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
