@@ -1,0 +1,85 @@
+"""What the compiled step does: one trace, no copy of the masks, no host."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import gradprune_jax as gp
+
+SCHEDULE = gp.polynomial_schedule(0.9, 0, 40, every=4)
+PARAMS = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 48))}}
+
+
+def make_step(tx, traces=None):
+    def step(params, state, gradients):
+        if traces is not None:
+            traces.append(None)
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def test_traces_once_in_a_run_of_any_length():
+    traces, seen = [], []
+
+    def where(path, leaf):
+        seen.append(path)
+        return path[-1] == "kernel"
+
+    tx = optax.chain(optax.adam(1e-3), gp.gradual_prune(SCHEDULE, where=where))
+    params = jax.tree.map(jnp.copy, PARAMS)
+    state = tx.init(params)
+    step = make_step(tx, traces)
+    seen.clear()
+    for _ in range(60):
+        params, state = step(params, state, PARAMS)
+    assert len(traces) == step._cache_size() == 1
+    assert len(seen) == 2  # the rules too are asked once for each leaf
+
+
+def test_donated_masks_are_updated_in_place_and_not_copied_between_updates():
+    tx = optax.chain(optax.adam(1e-3), gp.gradual_prune(SCHEDULE))
+    state = tx.init(PARAMS)
+    compiled = make_step(tx).lower(PARAMS, state, PARAMS).compile()
+    memory = compiled.memory_analysis()
+    outputs = jax.tree.leaves((PARAMS, state))
+    donated = sum(leaf.size * leaf.dtype.itemsize for leaf in outputs)
+    assert memory.alias_size_in_bytes == donated
+    # Outside the conditional, which runs at mask updates alone, nothing of a mask's
+    # shape is made but the select's operand.
+    entry = compiled.as_text().split("ENTRY")[1]
+    made = re.findall(r"= pred\[(?:64,32|32,48)\]\S* (\S+?)\(", entry)
+    assert set(made) <= {"parameter", "get-tuple-element", "bitcast"}
+
+
+def test_a_donated_run_gives_the_same_masks_as_one_that_is_not():
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: np.asarray(rng.normal(size=leaf.shape), np.float32), PARAMS
+    )
+    tx = optax.chain(optax.sgd(0.1), gp.gradual_prune(SCHEDULE))
+    runs = []
+    for step in (make_step(tx), lambda p, s, g: make_step(tx).__wrapped__(p, s, g)):
+        run = jax.tree.map(jnp.asarray, params)
+        state = tx.init(run)
+        for _ in range(5):
+            run, state = step(run, state, jax.tree.map(jnp.asarray, params))
+        runs.append((run, state))
+    jax.tree.map(np.testing.assert_array_equal, gp.get_masks(runs[0][1]), gp.get_masks(runs[1][1]))
+
+
+def test_the_step_has_no_host_callback_and_no_sort():
+    tx = gp.gradual_prune(SCHEDULE, allocation="global", min_density=0.1)
+    program = jax.jit(tx.update).lower(PARAMS, tx.init(PARAMS), PARAMS).as_text()
+    for word in ("callback", "infeed", "outfeed", "stablehlo.sort", "gather\"("):
+        assert word not in program
+
+
+def test_mask_update_is_inside_a_conditional():
+    tx = gp.gradual_prune(SCHEDULE)
+    program = jax.jit(tx.update).lower(PARAMS, tx.init(PARAMS), PARAMS).as_text()
+    assert "stablehlo.case" in program or "stablehlo.if" in program
