@@ -1,7 +1,7 @@
 """Gradual magnitude pruning for JAX, as one link of an optax chain.
 
-    schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
-    tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
+schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
+tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
 """
 
 from gradprune_jax._inspection import check_pruned as check_pruned

@@ -84,9 +84,7 @@ def cumulative_sum(numbers: jax.Array) -> Count:
         jnp.stack([numbers >> 16, numbers & 0xFFFF]), axis=-1, dtype=jnp.uint32
     )
     upper, lower = halves[0], halves[1]
-    return add(
-        Count(upper >> 16, upper << 16), Count(jnp.zeros_like(lower), lower)
-    )
+    return add(Count(upper >> 16, upper << 16), Count(jnp.zeros_like(lower), lower))
 
 
 def total(count: Count) -> Count:
@@ -169,8 +167,7 @@ def _multiply(
         shifted, lost = _shift_right(lanes, power)
         chosen = (shift & power) != 0
         lanes = [
-            jnp.where(chosen, new, old)
-            for new, old in zip(shifted, lanes, strict=True)
+            jnp.where(chosen, new, old) for new, old in zip(shifted, lanes, strict=True)
         ]
         sticky |= chosen & lost
     low, high, _ = lanes
@@ -178,9 +175,7 @@ def _multiply(
     return Count(high >> 1, (high << 31) | (low >> 1)), half, sticky
 
 
-def _add_shifted(
-    lanes: list[jax.Array], number: jax.Array, offset: int
-) -> list[jax.Array]:
+def _add_shifted(lanes: list[jax.Array], number: Any, offset: int) -> list[jax.Array]:
     """lanes + number * 2^offset; lanes go from the lowest to the highest."""
     lane, bit = divmod(offset, 32)
     parts = [number << bit] + ([number >> (32 - bit)] if bit else [])

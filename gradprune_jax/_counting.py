@@ -27,6 +27,7 @@ class Units(NamedTuple):
       weights: the leaf, or its local piece.
       mask: bool of its shape; pruned weights rank as zeros.
       first: bool of the units' shape, units to keep before all others; or None.
+      last_index: the last flat index of a slice, uint32 scalar.
       structure: how weights form units.
       dtype: the floating dtype in which magnitudes are ranked.
       stack_axis: the axis whose slices are ranked apart, or None.
@@ -36,10 +37,28 @@ class Units(NamedTuple):
     weights: jax.Array
     mask: jax.Array
     first: jax.Array | None
+    last_index: jax.Array
     structure: Structure
     dtype: Any
     stack_axis: int | None
     shard: Shard
+
+    @classmethod
+    def of_leaf(
+        cls,
+        weights: jax.Array,
+        mask: jax.Array,
+        *,
+        structure: Structure,
+        dtype: Any,
+        stack_axis: int | None,
+        shard: Shard,
+    ) -> Units:
+        """The units of one leaf, none of them kept before others."""
+        units = cls(
+            weights, mask, None, jnp.uint32(0), structure, dtype, stack_axis, shard
+        )
+        return units._replace(last_index=jnp.uint32(max(units.slice_size, 1) - 1))
 
     @property
     def slices(self) -> int:
@@ -70,14 +89,14 @@ class Units(NamedTuple):
         largest threshold.
         """
         local_shape = self.structure.unit_shape(self.weights.shape)
-        index = jnp.zeros((1,) * len(local_shape), jnp.uint32)
+        index = jnp.expand_dims(self.last_index, range(len(local_shape)))
         stride = 1
         for axis in reversed(range(len(local_shape))):
             if axis != self.stack_axis:
                 position = self.shard.positions(axis, local_shape[axis]) * stride
-                index += jnp.expand_dims(position, _others(axis, len(local_shape)))
+                index -= jnp.expand_dims(position, _others(axis, len(local_shape)))
                 stride *= self.shard.shape[axis]
-        return jnp.uint32(max(self.slice_size, 1) - 1) - index
+        return index
 
     def spread(self, per_slice: jax.Array) -> jax.Array:
         """One number for each slice of the whole leaf, made to broadcast over units."""
@@ -90,19 +109,20 @@ class Units(NamedTuple):
             per_slice = jax.lax.dynamic_slice_in_dim(per_slice, start, size)
         return jnp.expand_dims(per_slice, _others(axis, self.weights.ndim))
 
-    def count(self, marked: jax.Array) -> jax.Array:
-        """How many local units of each slice of the whole leaf are marked: uint32."""
+    def count_pair(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """How many local units of each slice two markings mark: uint32 [2, slices]."""
         axis = self.stack_axis
+        axes = tuple(range(first.ndim)) if axis is None else _others(axis, first.ndim)
+        counts = jnp.stack(_sum_pair(first, second, axes))
         if axis is None:
-            return jnp.sum(marked, dtype=jnp.uint32).reshape(1)
-        counts = jnp.sum(marked, axis=_others(axis, marked.ndim), dtype=jnp.uint32)
+            return counts.reshape(2, 1)
         if any(jax.typeof(counts).sharding.spec):  # in explicit sharding mode alone
-            counts = jax.sharding.reshard(counts, PartitionSpec(None))
+            counts = jax.sharding.reshard(counts, PartitionSpec(None, None))
         if not self.shard.axis_names[axis]:
             return counts
-        start = self.shard.offset(axis, counts.size)
-        elsewhere = jnp.zeros_like(counts, shape=(self.slices,))
-        return jax.lax.dynamic_update_slice_in_dim(elsewhere, counts, start, axis=0)
+        start = self.shard.offset(axis, counts.shape[1])
+        elsewhere = jnp.zeros_like(counts, shape=(2, self.slices))
+        return jax.lax.dynamic_update_slice_in_dim(elsewhere, counts, start, axis=1)
 
 
 # Which units of a leaf are marked, given thresholds that broadcast over them.
@@ -127,16 +147,18 @@ def mark(units: Sequence[Units], marker: Marker, *thresholds: jax.Array) -> list
     ]
 
 
-def count(units: Sequence[Units], marker: Marker, *thresholds: jax.Array) -> jax.Array:
-    """How many units of every segment are marked, for several probes in one read.
+def count_pairs(
+    units: Sequence[Units], marker: Marker, *thresholds: jax.Array
+) -> jax.Array:
+    """How many units of every segment are marked, by two probes in one read.
 
     Args:
       units: the leaves; the slices of all of them, in order, are the segments.
       marker: ``(leaf, *thresholds) -> bool`` of the units' shape.
-      *thresholds: unsigned ``[probes, segments]`` each.
+      *thresholds: unsigned ``[2, segments]`` each.
 
     Returns:
-      uint32 ``[probes, segments]``, of whole leaves.
+      uint32 ``[2, segments]``, of whole leaves.
     """
     ends = np.cumsum([leaf.slices for leaf in units])
     local = [
@@ -149,22 +171,73 @@ def count(units: Sequence[Units], marker: Marker, *thresholds: jax.Array) -> jax
 def _count_leaf(
     leaf: Units, marker: Marker, thresholds: Sequence[jax.Array]
 ) -> jax.Array:
-    """The counts of one leaf's local piece: uint32 [probes, slices]."""
-    # Without the barrier XLA moves the keys out of the search's loop, and writes and
-    # reads an array as large as the weights.
-    arrays = (leaf.weights, leaf.mask, leaf.first)
-    arrays, thresholds = jax.lax.optimization_barrier((arrays, list(thresholds)))
-    pinned = leaf._replace(weights=arrays[0], mask=arrays[1], first=arrays[2])
-    return jnp.stack(
-        [
-            pinned.count(marker(pinned, *map(pinned.spread, probe)))
-            for probe in zip(*thresholds, strict=True)
-        ]
+    """The counts of one leaf's local piece: uint32 [2, slices]."""
+    # Without the barrier XLA moves keys and indices out of the search's loop, and
+    # writes and reads arrays as large as the weights.
+    weights, mask, first, last_index, thresholds = jax.lax.optimization_barrier(
+        (leaf.weights, leaf.mask, leaf.first, leaf.last_index, list(thresholds))
     )
+    pinned = leaf._replace(
+        weights=weights, mask=mask, first=first, last_index=last_index
+    )
+    one, other = (
+        marker(pinned, *map(pinned.spread, probe))
+        for probe in zip(*thresholds, strict=True)
+    )
+    return pinned.count_pair(one, other)
+
+
+def _sum_pair(
+    first: jax.Array, second: jax.Array, axes: tuple[int, ...]
+) -> list[jax.Array]:
+    """The sums of two bool arrays over `axes`, uint32, in one read of their source.
+
+    Both are packed into the halves of one integer, and summed in groups of at most 32
+    along one axis, which overflows neither half and which XLA fuses with whatever
+    makes the bools; a sum over a long axis would first write its operand to memory, at
+    four bytes a unit. What is left is shorter by the size of a group.
+    """
+    group = _group(first, axes)
+    if group is None:
+        return [jnp.sum(marked, axes, dtype=jnp.uint32) for marked in (first, second)]
+    axis, size = group
+    packed = first.astype(jnp.uint32) | (second.astype(jnp.uint32) << 16)
+    shape = (*first.shape[:axis], -1, size, *first.shape[axis + 1 :])
+    sums = packed.reshape(shape).sum(axis + 1, dtype=jnp.uint32)
+    # As signed integers, or XLA would merge the sums before with those that follow.
+    sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
+    halves = (sums & 0xFFFF, sums >> 16)
+    return [jnp.sum(half, axes, dtype=jnp.int32).astype(jnp.uint32) for half in halves]
+
+
+def _group(marked: jax.Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
+    """The axis to sum in groups and the size of a group, or None if not worth it.
+
+    Devices split an axis by powers of two. So the group takes as few factors of two as
+    may be from the axis that has the most, and no layout has to be gathered.
+    """
+    if marked.size < 2**15:
+        return None
+    split = jax.typeof(marked).sharding.spec  # known in explicit sharding mode alone
+    candidates = [
+        (_factors_of_two(marked.shape[axis] // size), size, axis)
+        for axis in axes
+        for size in range(8, 33)
+        if marked.shape[axis] % size == 0 and not split[axis]
+    ]
+    if not candidates:
+        return None
+    _, size, axis = max(candidates)
+    return axis, size
+
+
+def _factors_of_two(number: int) -> int:
+    """How often two divides a positive number."""
+    return (number & -number).bit_length() - 1
 
 
 def _sum_over_mesh(units: Sequence[Units], counts: Sequence[jax.Array]) -> jax.Array:
-    """The counts of whole leaves [probes, segments] from those of local pieces.
+    """The counts of whole leaves [2, segments] from those of local pieces.
 
     Each leaf's counts are summed over the mesh axes that split it and over no others,
     by one all-reduce for each set of axes. Under `jit` and `pmap` leaves are whole.

@@ -34,9 +34,7 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     sizes: dict[str, int] = {}
     for leaf in _paths.named_leaves(tree):
         if _is_countable(leaf.value):
-            zeros[leaf.name] = jnp.sum(
-                jnp.logical_not(leaf.value), dtype=jnp.uint32
-            )
+            zeros[leaf.name] = jnp.sum(jnp.logical_not(leaf.value), dtype=jnp.uint32)
             sizes[leaf.name] = np.size(leaf.value)
     fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
     return fractions | {"total": _fraction(zeros.values(), sum(sizes.values()))}
@@ -85,7 +83,8 @@ def check_pruned(params: Any, opt_state: Any) -> None:
     Example:
       >>> import gradprune_jax as gp
       >>> params = {"kernel": jnp.ones((2, 2))}
-      >>> check_pruned(params, gp.gradual_prune(gp.one_shot_schedule(0.5, 0)).init(params))
+      >>> tx = gp.gradual_prune(gp.one_shot_schedule(0.5, step=0))
+      >>> check_pruned(params, tx.init(params))
     """
     failures = []
     for name, leaf, mask in pair_with_masks(params, get_masks(opt_state)):

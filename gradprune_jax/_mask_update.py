@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gradprune_jax import _allocation as allocation
 from gradprune_jax import _arithmetic as arithmetic
@@ -65,16 +64,15 @@ def _units(
     masks: Sequence[jax.Array],
     shards: Sequence[Shard],
 ) -> list[Units]:
-    """The units of the rule's leaves, ranked in one dtype if they are ranked together."""
+    """The units of the rule's leaves; one dtype for all that are ranked together."""
     structure = rule.structure or Unstructured()
     dtypes = [ranking_dtype(leaf.dtype) for leaf in weights]
     if rule.allocation == "global":
         dtypes = [ranking_dtype(*dtypes)] * len(dtypes)
     return [
-        Units(
-            weights=leaf,
-            mask=mask,
-            first=None,
+        Units.of_leaf(
+            leaf,
+            mask,
             structure=structure,
             dtype=dtype,
             stack_axis=None if rule.stack_axis is None else rule.stack_axis % leaf.ndim,

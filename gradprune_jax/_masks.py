@@ -33,12 +33,15 @@ def get_masks(opt_state: Any) -> Any:
 
     Example:
       >>> import gradprune_jax as gp
-      >>> tx = optax.chain(optax.sgd(0.1), gp.gradual_prune(gp.one_shot_schedule(0.5, 0)))
+      >>> schedule = gp.one_shot_schedule(0.5, step=0)
+      >>> tx = optax.chain(optax.sgd(0.1), gp.gradual_prune(schedule))
       >>> opt_state = tx.init({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)})
       >>> get_masks(opt_state)["bias"]
       MaskedNode()
     """
-    masks, *others = [_without_variables(state.masks) for state in prune_states(opt_state)]
+    masks, *others = [
+        _without_variables(state.masks) for state in prune_states(opt_state)
+    ]
     for other in others:
         try:
             masks = jax.tree.map(_intersection, masks, other, is_leaf=is_dense)
@@ -83,7 +86,7 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
     def exchange(node: Any) -> Any:
         if not isinstance(node, GradualPruneState):
             return node
-        treedef = jax.tree.structure(node.masks, is_leaf=is_dense)
+        treedef: Any = jax.tree.structure(node.masks, is_leaf=is_dense)
         exchanged = [
             old if is_dense(old) else _in_place_of(old, new)
             for _, old, new in pair_with_masks(node.masks, masks)
@@ -108,7 +111,7 @@ def masks_from_params(params: Any, where: Where | None = None) -> Any:
       >>> masks_from_params({"kernel": jnp.array([[0.0, 0.5]]), "bias": jnp.zeros(2)})
       {'bias': MaskedNode(), 'kernel': Array([[False,  True]], dtype=bool)}
     """
-    treedef = jax.tree.structure(params)
+    treedef: Any = jax.tree.structure(params)
     selection = Rule(schedule=None, where=where)
     masks = [
         leaf.value != 0 if selection.selects(leaf) else optax.MaskedNode()
@@ -137,7 +140,7 @@ def apply_masks(tree: Any, masks: Any) -> Any:
       >>> print(apply_masks(jnp.array([1.0, -2.0]), jnp.array([True, False])))
       [1. 0.]
     """
-    treedef = jax.tree.structure(tree, is_leaf=is_dense)
+    treedef: Any = jax.tree.structure(tree, is_leaf=is_dense)
     return treedef.unflatten(
         [
             leaf if is_dense(mask) else jnp.where(mask, leaf, jnp.zeros_like(leaf))
@@ -171,8 +174,8 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
             raise ValueError(
                 "the masks do not fit the tree: the first difference is "
                 f"{getattr(leaf, 'name', 'nothing')!r} in the tree and "
-                f"{getattr(mask, 'name', 'nothing')!r} in the masks. A dense leaf needs "
-                "optax.MaskedNode() in its place."
+                f"{getattr(mask, 'name', 'nothing')!r} in the masks. A dense leaf "
+                "needs optax.MaskedNode() in its place."
             )
         if not is_dense(mask.value) and not is_dense(leaf.value):
             _check_fits(mask.name, leaf.value, mask.value)

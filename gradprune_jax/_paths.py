@@ -46,9 +46,7 @@ def join(path: Path) -> str:
     return "/".join(path)
 
 
-def named_leaves(
-    tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False
-) -> list[Leaf]:
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Leaf]:
     """Every leaf of `tree`, in the order of `jax.tree.leaves`, with its path.
 
     Two leaves may print alike (`{'a': {'0': x}}` beside `{'a/0': y}`): a printed path
@@ -65,11 +63,15 @@ def named_leaves(
       >>> [leaf.name for leaf in named_leaves({"layers": [{"kernel": 0.0}]})]
       ['layers/0/kernel']
     """
-    nodes = tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: is_box(node) or is_leaf(node)
-    )[0]
+
+    def is_node(node: Any) -> bool:
+        return is_box(node) or (is_leaf is not None and is_leaf(node))
+
+    nodes = tree_util.tree_flatten_with_path(tree, is_leaf=is_node)[0]
     found = [
-        (keys, value) for keys, node in nodes for value in jax.tree.leaves(node, is_leaf)
+        (keys, value)
+        for keys, node in nodes
+        for value in jax.tree.leaves(node, is_leaf)
     ]
     paths = [tuple(_key_name(key) for key in keys) for keys, _ in found]
     times_printed = collections.Counter(map(join, paths))

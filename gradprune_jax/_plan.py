@@ -74,7 +74,9 @@ class Plan:
         rows = [header, *(_row(leaf) for leaf in self.leaves)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            "  ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            )
             for row in rows
         ]
         lines.insert(1, "  ".join("-" * width for width in widths))
@@ -98,7 +100,8 @@ class Plan:
         window = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         return (
             f"rule {position} ({rule}, {rule.allocation}): keeps "
-            f"{self.kept[position]:,} of {size:,} weights; updates masks {times} {window}"
+            f"{self.kept[position]:,} of {size:,} weights\n"
+            f"  updates masks {times} {window}"
         )
 
 
@@ -141,7 +144,8 @@ def plan(
       path    shape  dtype    rule  structure     sparsity  kept
       ------  -----  -------  ----  ------------  --------  ----
       kernel  8x4    float32  0     Unstructured  75.00 %   8
-      rule 0 (where=is_weight, uniform): keeps 8 of 32 weights; updates masks 3 times, steps 0 to 100
+      rule 0 (where=is_weight, uniform): keeps 8 of 32 weights
+        updates masks 3 times, steps 0 to 100
       total: 8 of 32 weights kept; masks take 32 bytes
     """
     rules = as_rules(
@@ -176,7 +180,8 @@ def _plan_leaf(leaf: _paths.Leaf, position: int | None, rule: Rule | None) -> Le
     """The plan of one parameter under its rule."""
     shape = np.shape(leaf.value)
     size = int(np.prod(shape, dtype=object))
-    final, structure, kept = 0.0, None, size
+    final, structure = 0.0, None
+    kept: int | None = size
     if rule is not None and rule.schedule is not None:
         final = float(np.float32(rule.schedule.final_sparsity))
         structure = rule.structure or Unstructured()
@@ -224,7 +229,8 @@ def _check_schedule(
         raise ValueError(
             f"the schedule of rule {position} has end_step={schedule.end_step}, but "
             f"the last of {total_steps} updates is step {total_steps - 1}: its final "
-            f"mask update would never happen. Set end_step to {total_steps - 1} or less."
+            f"mask update would never happen. Set end_step to {total_steps - 1} or "
+            "less."
         )
 
 

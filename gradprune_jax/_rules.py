@@ -170,9 +170,7 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
             raise TypeError(f"rule {position} of the list is {rule!r}, not a Rule.")
     defaults = {field.name: field.default for field in dataclasses.fields(Rule)}
     for name, value in fields.items():
-        given = (
-            _is_nonzero(value) if name == "min_density" else value != defaults[name]
-        )
+        given = _is_nonzero(value) if name == "min_density" else value != defaults[name]
         if given:
             raise ValueError(
                 f"{name} is {value!r} beside a list of rules; write it in the rules: "

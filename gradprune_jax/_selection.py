@@ -78,7 +78,9 @@ def top_k(
 
     tops = [_above_all_keys(leaf) for leaf in units for _ in range(leaf.slices)]
     bracket = _search(
-        lambda probes: to_groups(counting.count(units, _reaches, to_segments(probes))),
+        lambda probes: to_groups(
+            counting.count_pairs(units, _reaches, to_segments(probes))
+        ),
         wanted=kept,
         at_zero=arithmetic.as_count([sum(sizes)] if together else sizes),
         top=np.array(tops[:1] if together else tops, _threshold_dtype(units)),
@@ -91,7 +93,7 @@ def top_k(
 
     def with_ties() -> tuple[jax.Array, jax.Array]:
         high = to_segments(jnp.where(exact, bracket.low, bracket.high))
-        reach = counting.count(units, _reaches, jnp.stack([low, high]))
+        reach = counting.count_pairs(units, _reaches, jnp.stack([low, high]))
         at_low, at_high = reach[0], reach[1]
         wanted = kept
         if together:
@@ -101,7 +103,9 @@ def top_k(
 
         def count_kept(starts: jax.Array) -> Count:
             lows, highs = (jnp.broadcast_to(t, starts.shape) for t in (low, high))
-            return _from_uint32(counting.count(units, _keeps, lows, highs, starts))
+            return _from_uint32(
+                counting.count_pairs(units, _keeps, lows, highs, starts)
+            )
 
         ties = _search(
             count_kept,
@@ -116,7 +120,11 @@ def top_k(
 
 
 def _search(
-    count: Callable[[jax.Array], Count], *, wanted: Count, at_zero: Count, top: np.ndarray
+    count: Callable[[jax.Array], Count],
+    *,
+    wanted: Count,
+    at_zero: Count,
+    top: np.ndarray,
 ) -> Bracket:
     """The largest thresholds in [0, top] that the wanted number of units reach.
 

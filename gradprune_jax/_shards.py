@@ -115,6 +115,8 @@ def _broadcast_prefix(partition_specs: Any, tree: Any) -> list[PartitionSpec]:
     def is_spec(node: Any) -> bool:
         return isinstance(node, PartitionSpec) or node is None
 
+    prefix: list[Any]
+    treedef: Any
     prefix, treedef = jax.tree.flatten(partition_specs, is_leaf=is_spec)
     try:
         subtrees = treedef.flatten_up_to(tree)

@@ -8,6 +8,7 @@ mask of the leaf's shape.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import jax
@@ -50,6 +51,7 @@ class Unstructured:
 
     def expand(self, kept_units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The units are the weights."""
+        del shape
         return kept_units
 
 
@@ -63,7 +65,7 @@ def ranking_dtype(*dtypes: Any) -> np.dtype:
         jnp.dtype(jnp.bfloat16) if jnp.finfo(dtype).bits == 8 else jnp.dtype(dtype)
         for dtype in dtypes
     ]
-    return jnp.dtype(jnp.result_type(*at_least_16_bits))
+    return jnp.dtype(functools.reduce(jnp.promote_types, at_least_16_bits))
 
 
 def key_dtype(dtype: Any) -> np.dtype:

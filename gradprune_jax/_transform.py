@@ -73,7 +73,8 @@ def gradual_prune(
     Put it last in the chain: whatever follows it would undo it. Under gradient
     accumulation the whole chain goes inside ``optax.MultiSteps``; with
     ``optax.contrib.schedule_free`` it goes outside. ``optax.lookahead`` cannot be
-    supported: it moves parameters after the chain has seen them.
+    supported: inside it the slow copy of the parameters keeps what is zeroed in the
+    fast one, and outside the two copies would get different masks.
 
     Args:
       schedule_or_rules: a schedule, or a list of :class:`Rule`, of which the first that
@@ -100,8 +101,9 @@ def gradual_prune(
       TypeError: if the first argument is neither a schedule nor rules.
 
     Example:
-      >>> schedule = polynomial_schedule(0.75, begin_step=0, end_step=2, every=1)
-      >>> tx = optax.chain(optax.sgd(0.1), gradual_prune(schedule))
+      >>> import gradprune_jax as gp
+      >>> schedule = gp.polynomial_schedule(0.75, begin_step=0, end_step=2, every=1)
+      >>> tx = optax.chain(optax.sgd(0.1), gp.gradual_prune(schedule))
       >>> params = {"kernel": jnp.array([[4.0, -3.0], [2.0, 1.0]])}
       >>> state = tx.init(params)
       >>> for _ in range(3):
@@ -125,7 +127,7 @@ def gradual_prune(
     )
 
     def init_fn(params: optax.Params) -> GradualPruneState:
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = _flatten_parameters(params)
         masks = [
             optax.MaskedNode() if position is None else _all_kept(leaf)
             for leaf, position in zip(leaves, assign(rules, params), strict=True)
@@ -195,9 +197,10 @@ def with_gradual_prune(
       A transformation with state :class:`WithGradualPruneState`.
 
     Example:
-      >>> schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
+      >>> import gradprune_jax as gp
+      >>> schedule = gp.polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
       >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-      >>> tx = with_gradual_prune(clipped, schedule)
+      >>> tx = gp.with_gradual_prune(clipped, schedule)
 
     References:
       Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
@@ -335,7 +338,9 @@ def _masks_by_leaf(
     leaves = _paths.named_leaves(params)
     for leaf, mask, position in zip(leaves, by_leaf, assigned, strict=True):
         if _is_dense(mask) != (position is None):
-            has, does = ("no mask", "prune") if _is_dense(mask) else ("a mask", "do not prune")
+            has, does = (
+                ("no mask", "prune") if _is_dense(mask) else ("a mask", "do not prune")
+            )
             raise ValueError(
                 f"the state has {has} for {leaf.name!r}, but the rules {does} it; a "
                 "state goes on only with the rules that it was made by."
@@ -356,7 +361,9 @@ def _is_dense(mask: Any) -> bool:
     return isinstance(mask, optax.MaskedNode)
 
 
-def _replaced(items: Sequence[Any], positions: Sequence[int], new: Sequence[Any]) -> list:
+def _replaced(
+    items: Sequence[Any], positions: Sequence[int], new: Sequence[Any]
+) -> list[Any]:
     """The items with those at the positions exchanged for the new ones."""
     exchanged = dict(zip(positions, new, strict=True))
     return [exchanged.get(i, item) for i, item in enumerate(items)]

@@ -36,7 +36,7 @@ def next_masks(
     stack_axis: int | None = None,
     min_density: float = 0.0,
 ) -> list[np.ndarray]:
-    """The masks after a mask update, one leaf or slice at a time, or all in one sort."""
+    """The masks after a mask update, by one sort for each group."""
     scores = [
         np.where(mask, np.abs(leaf.astype(np.float64)), 0.0)
         for leaf, mask in zip(weights, masks, strict=True)

@@ -46,7 +46,10 @@ class TestGetMasks:
 
     def test_refuses_masks_of_several_trees(self):
         tx = gp.gradual_prune(SCHEDULE)
-        states = [tx.init({"kernel": jnp.ones((2, 2))}), tx.init({"w": jnp.ones((2, 2))})]
+        states = [
+            tx.init({"kernel": jnp.ones((2, 2))}),
+            tx.init({"w": jnp.ones((2, 2))}),
+        ]
         with pytest.raises(ValueError, match="several parameter trees"):
             gp.get_masks(states)
 
@@ -55,13 +58,17 @@ class TestSetMasks:
     def test_starts_from_a_sparse_model(self):
         rng = np.random.default_rng(0)
         sparse = rng.normal(size=(8, 8)) * (rng.random((8, 8)) < 0.3)
-        params = {"a": {"kernel": jnp.asarray(sparse, jnp.float32), "bias": jnp.zeros(8)}}
+        params = {
+            "a": {"kernel": jnp.asarray(sparse, jnp.float32), "bias": jnp.zeros(8)}
+        }
         tx = optax.chain(
             optax.adam(0.1), gp.gradual_prune(gp.one_shot_schedule(0.5, 100))
         )
         state = gp.set_masks(tx.init(params), gp.masks_from_params(params))
         for _ in range(3):
-            updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+            updates, state = tx.update(
+                jax.tree.map(jnp.ones_like, params), state, params
+            )
             params = optax.apply_updates(params, updates)
         np.testing.assert_array_equal(params["a"]["kernel"] != 0, sparse != 0)
         assert bool((params["a"]["bias"] != 0).all())
@@ -186,7 +193,9 @@ class TestCheckPruned:
         _, params, state = trained()
         gp.check_pruned(params, state)
         revived = jax.tree.map(lambda leaf: leaf + 1, params)
-        with pytest.raises(ValueError, match="'a/kernel': 12 pruned.*'b/kernel': 6 pruned"):
+        with pytest.raises(
+            ValueError, match="'a/kernel': 12 pruned.*'b/kernel': 6 pruned"
+        ):
             gp.check_pruned(revived, state)
         params["a"]["bias"] = params["a"]["bias"].at[2].set(jnp.inf)
         with pytest.raises(ValueError, match="'a/bias': 1 weights are not finite"):

@@ -1,7 +1,8 @@
 """What optax asks of every contributed optimizer, asked of a chain with pruning.
 
 The same checks as in optax's own common tests for `optax.contrib`: extra arguments, no
-recompilation, stable under `lax.cond`, dtypes, MultiSteps, inject_hyperparams, map_params.
+recompilation, stable under `lax.cond`, dtypes, MultiSteps, inject_hyperparams,
+map_params.
 """
 
 import functools
@@ -80,9 +81,9 @@ def test_optimizes_the_live_weights_within_a_scan_and_maps_params(make, target):
         updates, state = tx.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (params, state), _ = jax.jit(
-        lambda carry: jax.lax.scan(body, carry, length=2_000)
-    )((params, state))
+    (params, state), _ = jax.jit(lambda carry: jax.lax.scan(body, carry, length=2_000))(
+        (params, state)
+    )
     masked = gp.apply_masks(wanted, gp.get_masks(state))
     for leaf, goal in zip(
         jax.tree.leaves(params), jax.tree.leaves(masked), strict=True

@@ -93,9 +93,7 @@ def test_every_float8_value_is_ranked(dtype):
     """In the dtypes without a negative zero its bits are NaN, the highest rank."""
     weights = np.arange(256, dtype=np.uint8).view(dtype).reshape(16, 16)
     for sparsity in np.linspace(0, 1, 23):
-        assert_exact(
-            gp.Rule(SCHEDULE), [weights], [np.ones((16, 16), bool)], sparsity
-        )
+        assert_exact(gp.Rule(SCHEDULE), [weights], [np.ones((16, 16), bool)], sparsity)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
@@ -180,9 +178,7 @@ def test_order_of_leaves_matters_for_global_ties_alone(seed):
     values = rng.permutation(40).astype(np.float32) + 1
     one, other = values[:16].reshape(4, 4), values[16:].reshape(4, 6)
     update = compiled_update(gp.Rule(SCHEDULE, allocation="global"), ((4, 4), (4, 6)))
-    swapped = compiled_update(
-        gp.Rule(SCHEDULE, allocation="global"), ((4, 6), (4, 4))
-    )
+    swapped = compiled_update(gp.Rule(SCHEDULE, allocation="global"), ((4, 6), (4, 4)))
     ones = [np.ones((4, 4), bool), np.ones((4, 6), bool)]
     masks = update(jnp.float32(0.7), [one, other], ones)
     again = swapped(jnp.float32(0.7), [other, one], ones[::-1])

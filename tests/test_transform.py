@@ -83,9 +83,7 @@ def test_a_run_in_float8(dtype):
 
 def test_several_rules_each_on_its_own_schedule():
     rng = np.random.default_rng(1)
-    params = {
-        name: jnp.asarray(rng.normal(size=(9, 5)), jnp.float32) for name in "abc"
-    }
+    params = {name: jnp.asarray(rng.normal(size=(9, 5)), jnp.float32) for name in "abc"}
     one, other = gp.polynomial_schedule(0.9, 0, 4, 2), gp.one_shot_schedule(0.5, 3)
     tx = gp.gradual_prune([gp.Rule(one, where="a"), gp.Rule(other, where="b")])
     state, update = tx.init(params), jax.jit(tx.update)
@@ -174,9 +172,7 @@ def test_nan_ranks_above_infinity_so_that_divergence_is_seen():
     params = {"kernel": jnp.array([[1.0, jnp.inf, 3.0, jnp.nan]])}
     tx = gp.gradual_prune(gp.one_shot_schedule(0.75, 0))
     updates, state = tx.update(params, tx.init(params), params)
-    np.testing.assert_array_equal(
-        state.masks["kernel"], [[False, False, False, True]]
-    )
+    np.testing.assert_array_equal(state.masks["kernel"], [[False, False, False, True]])
     with pytest.raises(ValueError, match="'kernel': 2 weights are not finite"):
         gp.check_pruned(optax.apply_updates(params, updates), state)
 
@@ -237,7 +233,9 @@ def test_errors_say_what_is_wrong_and_what_to_do():
         both = params | {"b": {"kernel": jnp.ones((2, 2))}}
         gp.gradual_prune(rules).update(both, tx.init(both), both)
     with pytest.raises(ValueError, match="no mask for 'a/kernel', but the rules prune"):
-        tx.update(params, state._replace(masks={"a": {"kernel": optax.MaskedNode()}}), params)
+        tx.update(
+            params, state._replace(masks={"a": {"kernel": optax.MaskedNode()}}), params
+        )
 
 
 def test_masks_restored_as_floats_are_refused():
