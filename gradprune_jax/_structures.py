@@ -65,7 +65,17 @@ def ranking_dtype(*dtypes: Any) -> np.dtype:
         jnp.dtype(jnp.bfloat16) if jnp.finfo(dtype).bits == 8 else jnp.dtype(dtype)
         for dtype in dtypes
     ]
-    return jnp.dtype(functools.reduce(jnp.promote_types, at_least_16_bits))
+    return functools.reduce(wider_dtype, at_least_16_bits)
+
+
+def wider_dtype(one: Any, other: Any) -> np.dtype:
+    """The dtype to which two promote, also where a user forbids implicit promotion.
+
+    Raises:
+      ValueError: if they do not promote, as 8-bit floats of two kinds do not.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(one, other)
 
 
 def key_dtype(dtype: Any) -> np.dtype:

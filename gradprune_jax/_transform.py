@@ -15,7 +15,7 @@ from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._shards import Shard, shards
-from gradprune_jax._structures import Structure
+from gradprune_jax._structures import Structure, wider_dtype
 
 ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
 
@@ -274,17 +274,14 @@ def _zero_pruned(
     A select, not a product: a product keeps NaN, makes -0.0, and rounds live weights.
     In the wider of the two dtypes, or the weight would not cancel to the last bit.
     """
-    if weight.dtype == update.dtype:
-        dtype = weight.dtype
-    else:
-        try:
-            dtype = jnp.promote_types(weight.dtype, update.dtype)
-        except ValueError:
-            raise ValueError(
-                f"{name!r} has dtype {weight.dtype} and its update {update.dtype}; "
-                "8-bit floats are not promoted, so cast the update to the parameter's "
-                "dtype before gradual_prune."
-            ) from None
+    try:
+        dtype = wider_dtype(weight.dtype, update.dtype)
+    except ValueError:
+        raise ValueError(
+            f"{name!r} has dtype {weight.dtype} and its update {update.dtype}; "
+            "8-bit floats are not promoted, so cast the update to the parameter's "
+            "dtype before gradual_prune."
+        ) from None
     return jnp.where(mask, update.astype(dtype), -weight.astype(dtype))
 
 
