@@ -14,6 +14,9 @@ from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._rules import Allocation
 
+# Flat indices, and thresholds above them, are uint32.
+LARGEST_LEAF = 2**32 - 2
+
 
 class Budget(NamedTuple):
     """How many units stay.
@@ -49,6 +52,11 @@ def allocate(
     """
     together = allocation == "global"
     groups = [sum(sizes)] if together else list(sizes)
+    if max(sizes, default=0) > LARGEST_LEAF:
+        raise ValueError(
+            f"a leaf has {max(sizes)} weights that are ranked together; at most "
+            f"{LARGEST_LEAF} can be. Split it, or give its stack_axis."
+        )
     if max(groups, default=0) > arithmetic.LARGEST_COUNT:
         raise ValueError(
             f"{max(groups)} weights are ranked together; at most "

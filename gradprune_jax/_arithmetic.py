@@ -2,7 +2,7 @@ r"""Exact counts beyond 32 bits, with `jax_enable_x64` off.
 
 A count of weights may pass :math:`2^{32}`, and JAX has no 64-bit integers by default.
 Here a count is two uint32 lanes, :math:`high \cdot 2^{32} + low`. No float touches a
-count: in float32 10,000,000 of 100,000,001 weights come out as 10,000,002.
+count: to float32 100,000,001 is 100,000,000.
 """
 
 from __future__ import annotations

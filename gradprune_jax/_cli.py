@@ -48,6 +48,8 @@ def build() -> click.Group:
         def invoke(self, ctx: click.Context) -> Any:
             try:
                 return super().invoke(ctx)
+            except BrokenPipeError:
+                raise  # click ends quietly when the reader of a pipe has gone
             except (DataError, OSError) as error:
                 click.echo(f"error: {error}", err=True)
                 ctx.exit(1)

@@ -193,42 +193,50 @@ def _sum_pair(
     """The sums of two bool arrays over `axes`, uint32, in one read of their source.
 
     Both are packed into the halves of one integer, and summed in groups of at most 32
-    along one axis, which overflows neither half and which XLA fuses with whatever
+    along each axis, which overflows neither half and which XLA fuses with whatever
     makes the bools; a sum over a long axis would first write its operand to memory, at
-    four bytes a unit. What is left is shorter by the size of a group.
+    four bytes a unit. What is left to sum is shorter by the product of the groups.
     """
-    group = _group(first, axes)
-    if group is None:
+    groups = _groups(first, axes)
+    if not groups:
         return [jnp.sum(marked, axes, dtype=jnp.uint32) for marked in (first, second)]
-    axis, size = group
+    shape: list[int] = []
+    grouped: list[int] = []
+    for axis, size in enumerate(first.shape):
+        if axis in groups:
+            shape += [size // groups[axis], groups[axis]]
+            grouped.append(len(shape) - 1)
+        else:
+            shape.append(size)
     packed = first.astype(jnp.uint32) | (second.astype(jnp.uint32) << 16)
-    shape = (*first.shape[:axis], -1, size, *first.shape[axis + 1 :])
-    sums = packed.reshape(shape).sum(axis + 1, dtype=jnp.uint32)
+    sums = packed.reshape(shape).sum(grouped, dtype=jnp.uint32)
     # As signed integers, or XLA would merge the sums before with those that follow.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     halves = (sums & 0xFFFF, sums >> 16)
     return [jnp.sum(half, axes, dtype=jnp.int32).astype(jnp.uint32) for half in halves]
 
 
-def _group(marked: jax.Array, axes: tuple[int, ...]) -> tuple[int, int] | None:
-    """The axis to sum in groups and the size of a group, or None if not worth it.
+def _groups(marked: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
+    """The axes to sum in groups, and the size of each group; none for small arrays.
 
-    Devices split an axis by powers of two. So the group takes as few factors of two as
-    may be from the axis that has the most, and no layout has to be gathered.
+    Devices split an axis by powers of two. So a group takes as few factors of two from
+    its axis as may be, and no layout has to be gathered. Groups are long where units
+    are neighbours in memory, along the last axis, and short across.
     """
     if marked.size < 2**15:
-        return None
+        return {}
     split = jax.typeof(marked).sharding.spec  # known in explicit sharding mode alone
-    candidates = [
-        (_factors_of_two(marked.shape[axis] // size), size, axis)
-        for axis in axes
-        for size in range(8, 33)
-        if marked.shape[axis] % size == 0 and not split[axis]
-    ]
-    if not candidates:
-        return None
-    _, size, axis = max(candidates)
-    return axis, size
+    groups: dict[int, int] = {}
+    for axis in reversed(axes):
+        length = marked.shape[axis]
+        longest = 32 if axis == axes[-1] else 12
+        sizes = [size for size in range(8, longest + 1) if length % size == 0]
+        overflows = math.prod(groups.values()) * longest >= 2**15
+        if sizes and not split[axis] and not overflows:
+            # Of groups that leave the same factors of two, the longest comes last.
+            sizes.sort(key=lambda size: _factors_of_two(length // size))
+            groups[axis] = sizes[-1]
+    return groups
 
 
 def _factors_of_two(number: int) -> int:

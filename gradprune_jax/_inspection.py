@@ -33,7 +33,7 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     zeros: dict[str, jax.Array] = {}
     sizes: dict[str, int] = {}
     for leaf in _paths.named_leaves(tree):
-        if _is_countable(leaf.value):
+        if is_countable(leaf.value):
             zeros[leaf.name] = jnp.sum(jnp.logical_not(leaf.value), dtype=jnp.uint32)
             sizes[leaf.name] = np.size(leaf.value)
     fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
@@ -93,7 +93,7 @@ def check_pruned(params: Any, opt_state: Any) -> None:
                 "check_pruned reads the parameters' values and cannot run under jit; "
                 "call it between steps."
             )
-        if not _is_countable(leaf):
+        if not is_countable(leaf):
             continue
         not_finite = int(jnp.sum(~jnp.isfinite(leaf)))
         if not_finite:
@@ -109,7 +109,7 @@ def check_pruned(params: Any, opt_state: Any) -> None:
         )
 
 
-def _is_countable(leaf: Any) -> bool:
+def is_countable(leaf: Any) -> bool:
     """Whether a leaf is parameters or a mask; not an integer, a key, or a function."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and (

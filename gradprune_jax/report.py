@@ -6,7 +6,6 @@ Needs the extra ``report``: ``pip install "gradprune_jax[report]"``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
+from gradprune_jax._inspection import is_countable
 from gradprune_jax._masks import get_masks, is_dense, pair_with_masks
 from gradprune_jax._transform import GradualPruneState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
 
@@ -111,7 +113,7 @@ def _rows(tree: Any, masks: Any) -> list[_Row]:
     return [
         _measure(name, leaf, mask)
         for name, leaf, mask in leaves
-        if is_dense(leaf) or _is_countable(leaf)
+        if is_dense(leaf) or is_countable(leaf)
     ]
 
 
@@ -161,12 +163,4 @@ def _has_state(tree: Any) -> bool:
 
 def _is_mask(leaf: Any) -> bool:
     """Whether a leaf is a mask or the mark of a dense parameter."""
-    return is_dense(leaf) or getattr(leaf, "dtype", None) == bool
-
-
-def _is_countable(leaf: Any) -> bool:
-    """Whether a leaf is a parameter or a mask; not an integer, a key, or a function."""
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and (
-        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.bool_)
-    )
+    return is_dense(leaf) or getattr(leaf, "dtype", None) == np.bool_

@@ -62,7 +62,9 @@ def test_orbax_round_trip_goes_on_with_the_same_bits(tmp_path):
 
 def test_orbax_restores_identical_bits_on_another_mesh(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(
+        (4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
     params = make_params()
     saved = train(params, TX.init(params), range(4))
     with ocp.StandardCheckpointer() as checkpointer:

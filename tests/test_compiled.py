@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import gradprune_jax as gp
 
@@ -69,14 +70,34 @@ def test_a_donated_run_gives_the_same_masks_as_one_that_is_not():
         for _ in range(5):
             run, state = step(run, state, jax.tree.map(jnp.asarray, params))
         runs.append((run, state))
-    jax.tree.map(np.testing.assert_array_equal, gp.get_masks(runs[0][1]), gp.get_masks(runs[1][1]))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        gp.get_masks(runs[0][1]),
+        gp.get_masks(runs[1][1]),
+    )
 
 
 def test_the_step_has_no_host_callback_and_no_sort():
     tx = gp.gradual_prune(SCHEDULE, allocation="global", min_density=0.1)
     program = jax.jit(tx.update).lower(PARAMS, tx.init(PARAMS), PARAMS).as_text()
-    for word in ("callback", "infeed", "outfeed", "stablehlo.sort", "gather\"("):
+    for word in ("callback", "infeed", "outfeed", "stablehlo.sort", 'gather"('):
         assert word not in program
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_mask_update_needs_little_memory_and_concatenates_no_weights(allocation):
+    """Global pruning concatenates every weight in others."""
+    shapes = {"a": (512, 384), "b": (256, 1024)}
+    params = {
+        name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
+        for name, shape in shapes.items()
+    }
+    tx = gp.gradual_prune(SCHEDULE, allocation=allocation)
+    state = jax.eval_shape(tx.init, params)
+    update = jax.jit(lambda state, params: tx.update(params, state, params)[1])
+    compiled = update.lower(state, params).compile()
+    weights = sum(np.prod(shape) for shape in shapes.values())
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * weights
 
 
 def test_mask_update_is_inside_a_conditional():

@@ -42,7 +42,8 @@ def train(tx, steps=6, gradients=None, **extra):
 
 def zeros(params):
     return {
-        path: round(float(fraction), 3) for path, fraction in gp.sparsity(params).items()
+        path: round(float(fraction), 3)
+        for path, fraction in gp.sparsity(params).items()
     }
 
 

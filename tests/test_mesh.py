@@ -177,13 +177,19 @@ def test_partition_specs_that_make_no_sense_are_refused():
             tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.parametrize("shape", [(16, 8), (512, 256), (320, 104), (3, 3, 64, 128)])
 @pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
-def test_a_sharded_update_gathers_no_weights(layout):
+def test_a_sharded_update_gathers_no_weights(layout, shape):
     """Sorting a sharded weight gathers it whole on every device."""
-    sharding = NamedSharding(make_mesh(), layout)
-    params = jax.device_put(make_params(), sharding)
+    trailing = P(*[None] * (len(shape) - 2), *layout)
+    sharding = NamedSharding(make_mesh(), trailing)
     tx = gp.gradual_prune(SCHEDULE)
-    state = jax.jit(tx.init)(params)
+    params = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
+    mask = jax.ShapeDtypeStruct(shape, bool, sharding=sharding)
+    count = jax.ShapeDtypeStruct(
+        (), jnp.int32, sharding=NamedSharding(make_mesh(), P())
+    )
+    state = gp.GradualPruneState(count, {"kernel": mask})
     program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
     assert "all-reduce" in program
     for collective in ("all-gather", "all-to-all", "collective-permute", "sort("):

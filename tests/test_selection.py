@@ -171,6 +171,19 @@ def test_denormals_are_told_apart():
         assert_exact(gp.Rule(SCHEDULE), [weights], masks, sparsity)
 
 
+@pytest.mark.parametrize("stack_axis", [None, 0, -1])
+@pytest.mark.parametrize("shape", [(248, 136), (9, 64, 60), (3, 3, 64, 64), (7, 4691)])
+def test_large_leaves_are_counted_in_groups(shape, stack_axis):
+    """Counts are packed in pairs from 2^15 weights on, where the sizes divide."""
+    rng = np.random.default_rng(0)
+    weights = [np.round(rng.normal(size=shape) * 50).astype(np.float32)]
+    rule = gp.Rule(SCHEDULE, stack_axis=stack_axis)
+    assert weights[0].size >= 2**15
+    for sparsity in (0.1, 0.5, 0.93):
+        masks = [rng.random(shape) < 0.9]
+        assert_exact(rule, weights, masks, sparsity, stack_axis=stack_axis)
+
+
 @given(seed=seeds)
 def test_order_of_leaves_matters_for_global_ties_alone(seed):
     """Exchanging leaves exchanges masks, where no two weights tie."""

@@ -205,6 +205,16 @@ def test_a_zero_size_leaf_is_pruned_of_nothing():
     assert int(state.masks["other"]["kernel"].sum()) == 4
 
 
+def test_a_leaf_with_more_indices_than_32_bits_is_refused():
+    leaf = jax.ShapeDtypeStruct((2**20, 2**12), jnp.bfloat16)
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0))
+    state = jax.eval_shape(tx.init, {"kernel": leaf})
+    with pytest.raises(ValueError, match="4294967296 weights.*Split it"):
+        jax.eval_shape(tx.update, {"kernel": leaf}, state, {"kernel": leaf})
+    with_layers = gp.gradual_prune(gp.one_shot_schedule(0.5, 0), stack_axis=1)
+    jax.eval_shape(with_layers.update, {"kernel": leaf}, state, {"kernel": leaf})
+
+
 def test_init_of_a_tree_without_leaves():
     tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0))
     for empty in ({}, optax.MaskedNode(), (), {"a": None}):

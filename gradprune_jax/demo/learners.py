@@ -6,11 +6,10 @@ Pruning is a link of the optimizer `tx`; the code here is the code of dense trai
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from flax.training.train_state import TrainState
@@ -21,29 +20,6 @@ from gradprune_jax.demo.models import LinenNetwork, NnxNetwork
 Api = Literal["linen", "nnx"]
 
 _LINEN_NETWORK = LinenNetwork()  # a description without parameters
-
-
-class Learner(Protocol):
-    """A network with its optimizer, as the training loop sees it."""
-
-    @property
-    def params(self) -> Any:
-        """The parameters."""
-
-    @property
-    def opt_state(self) -> Any:
-        """The optimizer's state."""
-
-    def step(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
-        """One optimizer update; returns the loss before it, a float32 scalar."""
-
-    def correct(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
-        """The number of images classified correctly, an int32 scalar."""
-
-
-def create(api: Api, tx: optax.GradientTransformation, seed: int) -> Learner:
-    """A freshly initialised learner; the same seed gives the same parameters."""
-    return NnxLearner(tx, seed) if api == "nnx" else LinenLearner(tx, seed)
 
 
 class LinenLearner:
@@ -58,17 +34,21 @@ class LinenLearner:
 
     @property
     def params(self) -> Any:
+        """The parameters."""
         return self._state.params
 
     @property
     def opt_state(self) -> Any:
+        """The optimizer's state."""
         return self._state.opt_state
 
-    def step(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+    def step(self, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """One optimizer update; returns the loss before it, a float32 scalar."""
         self._state, loss = _linen_step(self._state, images, labels)
         return loss
 
-    def correct(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+    def correct(self, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """The number of images classified correctly, an int32 scalar."""
         return _linen_correct(self._state.params, images, labels)
 
 
@@ -81,17 +61,29 @@ class NnxLearner:
 
     @property
     def params(self) -> Any:
+        """The parameters."""
         return nnx.state(self._network, nnx.Param)
 
     @property
     def opt_state(self) -> Any:
+        """The optimizer's state."""
         return self._optimizer.opt_state
 
-    def step(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+    def step(self, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """One optimizer update; returns the loss before it, a float32 scalar."""
         return _nnx_step(self._network, self._optimizer, images, labels)
 
-    def correct(self, images: np.ndarray, labels: np.ndarray) -> jax.Array:
+    def correct(self, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """The number of images classified correctly, an int32 scalar."""
         return _nnx_correct(self._network, images, labels)
+
+
+Learner = LinenLearner | NnxLearner
+
+
+def create(api: Api, tx: optax.GradientTransformation, seed: int) -> Learner:
+    """A freshly initialised learner; the same seed gives the same parameters."""
+    return NnxLearner(tx, seed) if api == "nnx" else LinenLearner(tx, seed)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -110,10 +102,11 @@ def _linen_step(
 @jax.jit
 def _linen_correct(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """The number of correct answers with these parameters."""
-    return _correct(_LINEN_NETWORK.apply({"params": params}, images), labels)
+    logits: Any = _LINEN_NETWORK.apply({"params": params}, images)
+    return _correct(logits, labels)
 
 
-@functools.partial(nnx.jit, donate_argnums=(0, 1))
+@nnx.jit(donate_argnums=(0, 1))
 def _nnx_step(
     network: NnxNetwork,
     optimizer: nnx.Optimizer[NnxNetwork],
@@ -141,7 +134,8 @@ def _nnx_correct(
 def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The mean cross-entropy."""
     return jnp.mean(
-        optax.softmax_cross_entropy_with_integer_labels(logits, labels), dtype=jnp.float32
+        optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+        dtype=jnp.float32,
     )
 
 

@@ -31,7 +31,7 @@ class LinenNetwork(linen.Module):
         x = linen.Conv(CHANNELS[1], (3, 3), name="conv2")(linen.relu(x))
         x = _max_pool(linen.relu(x)).reshape(len(x), -1)
         x = linen.Dense(HIDDEN, name="dense1")(x)
-        return linen.Dense(len(CLASSES), name="dense2")(linen.relu(x))
+        return linen.Dense(CLASSES, name="dense2")(linen.relu(x))
 
 
 class NnxNetwork(nnx.Module):
@@ -42,7 +42,7 @@ class NnxNetwork(nnx.Module):
         self.conv1 = nnx.Conv(1, CHANNELS[0], (5, 5), strides=2, rngs=rngs)
         self.conv2 = nnx.Conv(CHANNELS[0], CHANNELS[1], (3, 3), rngs=rngs)
         self.dense1 = nnx.Linear(inputs, HIDDEN, rngs=rngs)
-        self.dense2 = nnx.Linear(HIDDEN, len(CLASSES), rngs=rngs)
+        self.dense2 = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits, float32 (n, 10), of uint8 images (n, 28, 28, 1)."""

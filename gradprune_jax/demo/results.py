@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optax
 
 import gradprune_jax as gp
 from gradprune_jax import _paths
 from gradprune_jax._masks import is_dense, pair_with_masks
-from gradprune_jax.demo.training import Run, Training
+
+if TYPE_CHECKING:
+    from gradprune_jax.demo.training import Run, Training
 
 
 def summarise(
@@ -39,6 +40,7 @@ def summarise(
     ]
     return {
         "training": {
+            "images": training.source,
             "seed": training.seed,
             "epochs": training.epochs,
             "steps": training.steps,
@@ -75,8 +77,8 @@ def curves(dense: Run, pruned: Run) -> dict[str, Any]:
     }
 
 
-def first_dense_mask(run: Run, path: str) -> np.ndarray:
-    """The mask of one parameter of a pruned run, bool of the parameter's shape."""
+def mask_of(run: Run, path: str) -> np.ndarray:
+    """The mask of one parameter of the pruned run, bool of the parameter's shape."""
     masks = _paths.named_leaves(gp.get_masks(run.opt_state), is_dense)
     return np.asarray(next(leaf.value for leaf in masks if leaf.name == path))
 
@@ -84,18 +86,18 @@ def first_dense_mask(run: Run, path: str) -> np.ndarray:
 def _describe_run(run: Run, masks: Any) -> dict[str, Any]:
     """The outcome of one run; `masks` tell which of its parameters can be pruned."""
     leaves = [
-        (np.asarray(leaf), isinstance(mask, optax.MaskedNode))
+        (np.asarray(leaf), is_dense(mask))
         for _, leaf, mask in pair_with_masks(run.params, masks)
     ]
-    prunable = [leaf for leaf, stays_dense in leaves if not stays_dense]
+    prunable = [leaf for leaf, has_no_mask in leaves if not has_no_mask]
     return {
         "accuracy": run.accuracies[-1],
         "correct": run.correct[-1],
         "final_loss": float(run.losses[-1]),
         "prunable": sum(leaf.size for leaf in prunable),
-        "prunable_nonzero": sum(np.count_nonzero(leaf) for leaf in prunable),
+        "prunable_nonzero": sum(int(np.count_nonzero(leaf)) for leaf in prunable),
         "parameters": sum(leaf.size for leaf, _ in leaves),
-        "parameters_nonzero": sum(np.count_nonzero(leaf) for leaf, _ in leaves),
+        "parameters_nonzero": sum(int(np.count_nonzero(leaf)) for leaf, _ in leaves),
         "seconds": round(run.seconds, 1),
     }
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import gradprune_jax as gp
-from gradprune_jax.demo import learners
-from gradprune_jax.demo.data import Dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gradprune_jax.demo.data import Dataset
+    from gradprune_jax.demo.learners import Learner
 
 _BATCH_SIZE = 64
 _LEARNING_RATE = 4e-3
@@ -32,13 +36,13 @@ class Progress(NamedTuple):
     Attributes:
       step: the number of updates done.
       loss: the mean loss of the last batches.
-      accuracy: of the last evaluation on the test images; None before the first.
+      accuracy: of the last evaluation on the test images.
       sparsity: of the masks together; None if nothing is pruned.
     """
 
     step: int
     loss: float
-    accuracy: float | None
+    accuracy: float
     sparsity: float | None
 
 
@@ -74,9 +78,17 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What both trainings share: the data, its order, and the number of steps."""
+    """What both trainings share: the data, its order, and the number of steps.
+
+    Attributes:
+      dataset: the images.
+      source: what to call them.
+      epochs: how often each image is used, at least 1.
+      seed: of the initialisation and of the order of images.
+    """
 
     dataset: Dataset
+    source: str
     epochs: int
     seed: int
 
@@ -118,16 +130,16 @@ class Training:
         learning_rate = optax.cosine_decay_schedule(_LEARNING_RATE, self.steps)
         return optax.adamw(learning_rate, weight_decay=_WEIGHT_DECAY)
 
-    def pruning_optimizer(self, sparsity: float) -> optax.GradientTransformation:
+    def pruning_optimizer(
+        self, schedule: gp.SparsitySchedule
+    ) -> optax.GradientTransformation:
         """The same optimizer with one more link."""
-        return optax.chain(
-            self.optimizer(), gp.gradual_prune(self.schedule(sparsity))
-        )
+        return optax.chain(self.optimizer(), gp.gradual_prune(schedule))
 
 
 def train(
     training: Training,
-    learner: learners.Learner,
+    learner: Learner,
     *,
     prunes: bool,
     report: Callable[[Progress], None],
@@ -146,14 +158,16 @@ def train(
     data = training.dataset
     started = time.monotonic()
     evaluate_at = {
-        round(training.steps * number / _EVALUATIONS) for number in range(_EVALUATIONS + 1)
+        round(training.steps * number / _EVALUATIONS)
+        for number in range(_EVALUATIONS + 1)
     }
     evaluated_at: list[int] = [0]
     correct: list[int] = [_evaluate(learner, data)]
     losses: list[jax.Array] = []
     sparsities: list[jax.Array] = []
     for step, batch in enumerate(training.batches(), start=1):
-        losses.append(learner.step(data.train_images[batch], data.train_labels[batch]))
+        images = jnp.asarray(data.train_images[batch])
+        losses.append(learner.step(images, jnp.asarray(data.train_labels[batch])))
         if prunes:
             sparsities.append(_metrics(learner.opt_state)["sparsity/total"])
         if step in evaluate_at:
@@ -180,11 +194,14 @@ def train(
     )
 
 
-def _evaluate(learner: learners.Learner, data: Dataset) -> int:
+def _evaluate(learner: Learner, data: Dataset) -> int:
     """The number of test images that the learner classifies correctly."""
     starts = range(0, len(data.test_labels), _EVALUATION_BATCH)
     parts = [slice(start, start + _EVALUATION_BATCH) for start in starts]
-    return sum(
-        int(learner.correct(data.test_images[part], data.test_labels[part]))
+    counts = [
+        learner.correct(
+            jnp.asarray(data.test_images[part]), jnp.asarray(data.test_labels[part])
+        )
         for part in parts
-    )
+    ]
+    return sum(map(int, counts))

@@ -1,0 +1,239 @@
+"""``gradprune demo``: trains one network twice, and shows what pruning did to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import gradprune_jax as gp
+from gradprune_jax import report
+from gradprune_jax.demo import data, figure, learners, results, training
+
+_PICTURE = "demo.png"
+_NUMBERS = "demo.json"
+
+
+def _fraction(
+    context: click.Context, parameter: click.Parameter, value: float
+) -> float:
+    """Refuses what is no fraction, NaN included, which a range lets pass."""
+    del context
+    if not math.isfinite(value) or not 0 <= value <= 1:
+        raise click.BadParameter(
+            f"{value} is not in the range 0 to 1; 0.9 prunes 90 % of the weights.",
+            param=parameter,
+        )
+    return value
+
+
+@click.command()
+@click.option(
+    "--model",
+    "api",
+    type=click.Choice(["linen", "nnx"]),
+    default="linen",
+    show_default=True,
+    help="The Flax API of the network.",
+)
+@click.option(
+    "--sparsity",
+    type=float,
+    default=0.9,
+    show_default=True,
+    callback=_fraction,
+    help="The fraction of weights to prune, 0 to 1.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    help="How often each training sees every image.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**32 - 1),
+    default=0,
+    show_default=True,
+    help="The seed of the initialisation and of the order of images.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    default="gradprune-demo",
+    show_default=True,
+    help="The folder for the picture and the numbers.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path),
+    help="A folder of IDX files (train-images-idx3-ubyte, ... plain or .gz) to use "
+    "in place of the bundled 10,000 images.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object alone.")
+@click.option("--force", is_flag=True, help="Overwrite files of an earlier run.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    hidden=True,
+    help="Train on this many images only, to try the command out.",
+)
+def demo(
+    api: learners.Api,
+    sparsity: float,
+    epochs: int,
+    seed: int,
+    out: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    as_json: bool,
+    force: bool,
+    limit: int | None,
+) -> None:
+    """Train a small CNN on Fashion-MNIST twice, dense and pruned, and compare.
+
+    Both trainings have the same initialisation, batches and number of steps. Writes
+    demo.png and demo.json.
+    """
+    files = [out / _PICTURE, out / _NUMBERS]
+    _check_free(files, force)
+    dataset = data.load(data_dir)
+    if limit is not None:
+        dataset = dataset.limit(limit)
+    out.mkdir(parents=True, exist_ok=True)
+    _check_writable(out)
+
+    source = "Fashion-MNIST" if data_dir is None else data_dir.resolve().name
+    shared = training.Training(dataset, source, epochs, seed)
+    schedule = shared.schedule(sparsity)
+    console = Console(stderr=True)
+    dense, pruned = _train_both(api, shared, schedule, console)
+    try:
+        measured = results.summarise(shared, schedule, dense, pruned)
+    except ValueError as error:
+        raise data.DataError(f"the pruned network is not sound: {error}") from None
+    summary = {"model": api, **measured, "files": [str(file) for file in files]}
+
+    picture = io.BytesIO()
+    figure.draw(dense, pruned, summary).savefig(picture, format="png")
+    numbers = {**summary, "curves": results.curves(dense, pruned)}
+    _check_free(files, force)  # another run may have written in the meantime
+    _write(files[0], picture.getvalue())
+    _write(files[1], (json.dumps(numbers, indent=1) + "\n").encode())
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        _print_outcome(Console(), pruned, summary)
+
+
+def _train_both(
+    api: learners.Api,
+    shared: training.Training,
+    schedule: gp.SparsitySchedule,
+    console: Console,
+) -> tuple[training.Run, training.Run]:
+    """Trains the dense and the pruned network under one progress display."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, expand=True) as bars:
+        runs = []
+        for name, tx in (
+            ("dense", shared.optimizer()),
+            ("pruned", shared.pruning_optimizer(schedule)),
+        ):
+            learner = learners.create(api, tx, shared.seed)
+            # The window was computed here; this proves that it ends in time.
+            gp.plan(schedule, learner.params, total_steps=shared.steps)
+            bar = bars.add_task(name, total=shared.steps, status="compiling")
+
+            def show(now: training.Progress, bar: Any = bar) -> None:
+                bars.update(bar, completed=now.step, status=_status(now))
+
+            prunes = name == "pruned"
+            runs.append(training.train(shared, learner, prunes=prunes, report=show))
+    return runs[0], runs[1]
+
+
+def _status(now: training.Progress) -> str:
+    """What the progress bar says about a training, within 80 columns."""
+    sparsity = 0.0 if now.sparsity is None else now.sparsity
+    return (
+        f"loss [cyan]{now.loss:.3f}[/] accuracy [green]{100 * now.accuracy:.1f} %[/] "
+        f"sparsity [yellow]{100 * sparsity:.1f} %[/]"
+    )
+
+
+def _print_outcome(
+    console: Console, pruned: training.Run, summary: dict[str, Any]
+) -> None:
+    """Says what was measured, and which files have it."""
+    console.print(
+        report.tabulate(pruned.params, pruned.opt_state, title="The pruned network")
+    )
+    table = Table(title="Same start, same batches, same steps")
+    table.add_column("")
+    for heading in ("accuracy", "correct", "kernels, non-zero", "all, non-zero"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    tests = summary["training"]["test_images"]
+    for name in ("dense", "pruned"):
+        run = summary[name]
+        table.add_row(
+            name,
+            f"{100 * run['accuracy']:.2f} %",
+            f"{run['correct']:,}/{tests:,}",
+            f"{run['prunable_nonzero']:,}/{run['prunable']:,}",
+            f"{run['parameters_nonzero']:,}/{run['parameters']:,}",
+        )
+    console.print(table)
+    for line in (
+        f"Pruned weights: {summary['pruned_weights']:,}. "
+        f"Not exactly +0.0 among them: {summary['pruned_weights_not_zero']:,}.",
+        *(f"Wrote {file}" for file in summary["files"]),
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_free(files: list[pathlib.Path], force: bool) -> None:
+    """Refuses to overwrite files without being told to."""
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not force:
+        raise click.UsageError(
+            f"{' and '.join(existing)} exist already; give --force to overwrite, or "
+            "another folder with --out."
+        )
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+    """Refuses a folder that cannot be written to before minutes of training."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _write(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that it is there as a whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
