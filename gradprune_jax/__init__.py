@@ -20,10 +20,10 @@ from gradprune_jax._schedules import SparsitySchedule as SparsitySchedule
 from gradprune_jax._schedules import custom_schedule as custom_schedule
 from gradprune_jax._schedules import one_shot_schedule as one_shot_schedule
 from gradprune_jax._schedules import polynomial_schedule as polynomial_schedule
+from gradprune_jax._state import GradualPruneState as GradualPruneState
+from gradprune_jax._state import WithGradualPruneState as WithGradualPruneState
 from gradprune_jax._structures import Structure as Structure
 from gradprune_jax._structures import Unstructured as Unstructured
-from gradprune_jax._transform import GradualPruneState as GradualPruneState
-from gradprune_jax._transform import WithGradualPruneState as WithGradualPruneState
 from gradprune_jax._transform import gradual_prune as gradual_prune
 from gradprune_jax._transform import with_gradual_prune as with_gradual_prune
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._masks import get_masks, is_dense, pair_with_masks, prune_states
+from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
+from gradprune_jax._state import is_dense
 
 
 def sparsity(tree: Any) -> dict[str, jax.Array]:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from gradprune_jax import _paths
 from gradprune_jax._rules import Rule, Where
-from gradprune_jax._transform import GradualPruneState
+from gradprune_jax._state import GradualPruneState, check_fits, is_dense
 
 
 def get_masks(opt_state: Any) -> Any:
@@ -149,11 +149,6 @@ def apply_masks(tree: Any, masks: Any) -> Any:
     )
 
 
-def is_dense(mask: Any) -> bool:
-    """Whether a mask is the mark of a leaf that is not pruned."""
-    return isinstance(mask, optax.MaskedNode)
-
-
 def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     """Each leaf's name, the leaf and its mask, whichever of the trees is boxed.
 
@@ -178,7 +173,7 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
                 "needs optax.MaskedNode() in its place."
             )
         if not is_dense(mask.value) and not is_dense(leaf.value):
-            _check_fits(mask.name, leaf.value, mask.value)
+            check_fits(mask.name, leaf.value, mask.value)
     return [
         (leaf.name, leaf.value, mask.value)
         for leaf, mask in zip(leaves, mask_leaves, strict=True)
@@ -218,15 +213,6 @@ def _intersection(mask: Any, other: Any) -> Any:
     if is_dense(mask):
         return other
     return mask if is_dense(other) else mask & other
-
-
-def _check_fits(name: str, leaf: Any, mask: Any) -> None:
-    """Refuses a mask of another shape or dtype than its leaf needs."""
-    if mask.dtype != bool or mask.shape != leaf.shape:
-        raise ValueError(
-            f"the mask of {name!r} is {mask.dtype}{list(mask.shape)}; it must be "
-            f"bool{list(leaf.shape)}."
-        )
 
 
 def _check_all_used(masks: Any, states: list[GradualPruneState]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -15,34 +15,15 @@ from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._shards import Shard, shards
+from gradprune_jax._state import (
+    GradualPruneState,
+    WithGradualPruneState,
+    is_dense,
+    masks_by_leaf,
+)
 from gradprune_jax._structures import Structure, wider_dtype
 
 ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
-
-
-class GradualPruneState(NamedTuple):
-    """State of :func:`gradual_prune`.
-
-    Attributes:
-      count: int32 scalar, the number of updates done.
-      masks: a tree like the parameters': bool arrays, True where a weight is kept, and
-        ``optax.MaskedNode()`` where a leaf stays dense.
-    """
-
-    count: chex.Array
-    masks: Any
-
-
-class WithGradualPruneState(NamedTuple):
-    """State of :func:`with_gradual_prune`.
-
-    Attributes:
-      inner_state: the state of the wrapped optimizer.
-      prune_state: the masks and their count.
-    """
-
-    inner_state: Any
-    prune_state: GradualPruneState
 
 
 def gradual_prune(
@@ -143,7 +124,8 @@ def gradual_prune(
         del extra_args
         leaves, treedef = _flatten_parameters(params)
         assigned = assign(rules, params)
-        masks = _masks_by_leaf(state.masks, params, treedef, assigned)
+        masks = masks_by_leaf(state.masks, params)
+        _check_rules(masks, params, assigned)
         placement = shards(params, partition_specs)
         for position, rule in enumerate(rules):
             own = [i for i, owner in enumerate(assigned) if owner == position]
@@ -227,7 +209,7 @@ def with_gradual_prune(
         **extra_args: Any,
     ) -> tuple[optax.Updates, WithGradualPruneState]:
         _, treedef = _flatten_parameters(params)
-        masks = treedef.flatten_up_to(state.prune_state.masks)
+        masks = masks_by_leaf(state.prune_state.masks, params)
         updates = _map_pruned(_mask_gradient, treedef, masks, params, updates)
         updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
@@ -315,47 +297,24 @@ def _map_pruned(
     leaves = _paths.named_leaves(params)
     return treedef.unflatten(
         [
-            update if _is_dense(mask) else fn(leaf.name, mask, leaf.value, update)
+            update if is_dense(mask) else fn(leaf.name, mask, leaf.value, update)
             for leaf, mask, update in zip(leaves, masks, update_leaves, strict=True)
         ]
     )
 
 
-def _masks_by_leaf(
-    masks: Any, params: Any, treedef: Any, assigned: Sequence[int | None]
-) -> list[Any]:
-    """The state's masks, one a parameter, refused if they do not fit the rules."""
-    try:
-        by_leaf = treedef.flatten_up_to(masks)
-    except ValueError as error:
-        raise ValueError(
-            "the masks' tree does not fit the parameters'; was the state made by "
-            f"init on the same parameters? {error}"
-        ) from None
+def _check_rules(
+    masks: Sequence[Any], params: Any, assigned: Sequence[int | None]
+) -> None:
+    """Refuses a state that was made by other rules."""
     leaves = _paths.named_leaves(params)
-    for leaf, mask, position in zip(leaves, by_leaf, assigned, strict=True):
-        if _is_dense(mask) != (position is None):
-            has, does = (
-                ("no mask", "prune") if _is_dense(mask) else ("a mask", "do not prune")
-            )
+    for leaf, mask, position in zip(leaves, masks, assigned, strict=True):
+        if is_dense(mask) != (position is None):
+            has, do = ("no", "prune") if is_dense(mask) else ("a", "do not prune")
             raise ValueError(
-                f"the state has {has} for {leaf.name!r}, but the rules {does} it; a "
+                f"the state has {has} mask for {leaf.name!r}, but the rules {do} it; a "
                 "state goes on only with the rules that it was made by."
             )
-        if not _is_dense(mask) and (
-            mask.dtype != bool or mask.shape != leaf.value.shape
-        ):
-            raise ValueError(
-                f"the mask of {leaf.name!r} is {mask.dtype}{list(mask.shape)}; it must "
-                f"be bool{list(leaf.value.shape)}. Was the state restored from a "
-                "checkpoint into another dtype or shape?"
-            )
-    return by_leaf
-
-
-def _is_dense(mask: Any) -> bool:
-    """Whether a mask is the mark of a leaf that is not pruned."""
-    return isinstance(mask, optax.MaskedNode)
 
 
 def _replaced(

@@ -14,8 +14,8 @@ import numpy as np
 
 from gradprune_jax import _paths
 from gradprune_jax._inspection import is_countable
-from gradprune_jax._masks import get_masks, is_dense, pair_with_masks
-from gradprune_jax._transform import GradualPruneState
+from gradprune_jax._masks import get_masks, pair_with_masks
+from gradprune_jax._state import GradualPruneState, is_dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

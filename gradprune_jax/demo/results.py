@@ -8,7 +8,8 @@ import numpy as np
 
 import gradprune_jax as gp
 from gradprune_jax import _paths
-from gradprune_jax._masks import is_dense, pair_with_masks
+from gradprune_jax._masks import pair_with_masks
+from gradprune_jax._state import is_dense
 
 if TYPE_CHECKING:
     from gradprune_jax.demo.training import Run, Training

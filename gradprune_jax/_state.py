@@ -1,0 +1,81 @@
+"""The state: a count of updates, and masks in a tree like the parameters'."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import optax
+
+from gradprune_jax import _paths
+
+
+class GradualPruneState(NamedTuple):
+    """State of :func:`gradual_prune`.
+
+    Attributes:
+      count: int32 scalar, the number of updates done.
+      masks: a tree like the parameters': bool arrays, True where a weight is kept, and
+        ``optax.MaskedNode()`` where a leaf stays dense.
+    """
+
+    count: chex.Array
+    masks: Any
+
+
+class WithGradualPruneState(NamedTuple):
+    """State of :func:`with_gradual_prune`.
+
+    Attributes:
+      inner_state: the state of the wrapped optimizer.
+      prune_state: the masks and their count.
+    """
+
+    inner_state: Any
+    prune_state: GradualPruneState
+
+
+def is_dense(mask: Any) -> bool:
+    """Whether a mask is the mark of a leaf that is not pruned."""
+    return isinstance(mask, optax.MaskedNode)
+
+
+def check_fits(name: str, leaf: Any, mask: Any) -> None:
+    """Refuses a mask of another shape than its leaf, or one that is not bool.
+
+    A restore that targets the wrong dtype casts masks to floats without a word.
+    """
+    if mask.dtype != bool or mask.shape != leaf.shape:
+        raise ValueError(
+            f"the mask of {name!r} is {mask.dtype}{list(mask.shape)}; it must be "
+            f"bool{list(leaf.shape)}. Was it restored from a checkpoint into another "
+            "dtype or shape?"
+        )
+
+
+def masks_by_leaf(masks: Any, params: Any) -> list[Any]:
+    """The masks of a state in the order of the parameters' leaves.
+
+    Args:
+      masks: the masks of a state.
+      params: the parameters, in the same containers and boxes.
+
+    Returns:
+      For each leaf its mask, or `MaskedNode` if it is dense.
+
+    Raises:
+      ValueError: if the masks do not fit the parameters.
+    """
+    treedef: Any = jax.tree.structure(params)
+    try:
+        by_leaf: list[Any] = treedef.flatten_up_to(masks)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            "the masks' tree does not fit the parameters'; was the state made by "
+            f"init on the same parameters? {error}"
+        ) from None
+    for leaf, mask in zip(_paths.named_leaves(params), by_leaf, strict=True):
+        if not is_dense(mask):
+            check_fits(leaf.name, leaf.value, mask)
+    return by_leaf
