@@ -67,7 +67,9 @@ def allocate(
 
 def floors(min_density: Any, sizes: Sequence[int]) -> Count:
     r"""The units that each segment keeps in any case: :math:`\lceil d n \rceil`."""
-    return arithmetic.ceiling_count(sizes, min_density)
+    if isinstance(min_density, jax.core.Tracer):
+        return arithmetic.ceiling_count(sizes, min_density)
+    return arithmetic.as_count([least_units(size, min_density) for size in sizes])
 
 
 def kept_units(size: int, sparsity: float) -> int:
@@ -84,6 +86,14 @@ def kept_units(size: int, sparsity: float) -> int:
     return max(size - round(size * exact), least)  # Python rounds halves to even
 
 
-def least_units(size: int, min_density: float) -> int:
-    """The floor of one segment as a Python integer."""
-    return math.ceil(size * fractions.Fraction(float(np.float32(min_density))))
+def least_units(size: int, min_density: Any) -> int:
+    """The floor of one segment as a Python integer.
+
+    The density is the decimal number that it prints as, so that 0.1 of 1,000 is 100,
+    although the float nearest to 0.1 is larger.
+
+    Example:
+      >>> least_units(1_000, 0.1), least_units(7, 0.1)
+      (100, 1)
+    """
+    return math.ceil(size * fractions.Fraction(str(np.asarray(min_density)[()])))

@@ -122,27 +122,32 @@ def kept_count(sizes: Sequence[int], sparsity: jax.Array) -> Count:
 
 
 def ceiling_count(sizes: Sequence[int], fraction: jax.Array) -> Count:
-    r"""At least this fraction of each group: :math:`\lceil d n \rceil`, exactly.
+    r"""At least this fraction of each group: :math:`\lceil d n \rceil`.
+
+    With d the smallest number that rounds to the float: the float nearest to 0.1 is
+    larger than 0.1, and 0.1 of 1,000 is 100, not 101.
 
     Args:
       sizes: the number of weights of each group, each at most 2^48.
       fraction: float32 scalar.
 
     Returns:
-      The counts, of shape ``[len(sizes)]``.
+      The counts, of shape ``[len(sizes)]``; all of a group if the fraction is 1.
     """
-    floor, half, sticky = _multiply(sizes, fraction)
-    return add(floor, _from_bool(half | sticky))
+    floor, half, sticky = _multiply(sizes, fraction, half_ulp_below=True)
+    least = add(floor, _from_bool(half | sticky))
+    return select(fraction >= 1, as_count(sizes), least)
 
 
 def _multiply(
-    sizes: Sequence[int], fraction: jax.Array
+    sizes: Sequence[int], fraction: jax.Array, *, half_ulp_below: bool = False
 ) -> tuple[Count, jax.Array, jax.Array]:
     """The exact n * f for f in [0, 1]: its floor, the bit after it, and any bit after.
 
-    A float32 is m * 2^-shift with m < 2^24, so the product is an integer below 2^72,
-    shifted right by 23 or more. It is formed in three lanes of 32 bits from partial
-    products of 16 and 12 bits.
+    A float32 is m * 2^-shift with m <= 2^24, so the product is an integer of at most 72
+    bits, shifted right by 23 or more. It is formed in three lanes of 32 bits from
+    partial products of 16 and 13 bits. With `half_ulp_below`, f is the lower end of the
+    interval that rounds to the float: 2 m - 1 over twice the power.
     """
     # NaN and values outside [0, 1] can only come from tracers; they prune nothing or
     # everything, where the bits would be nonsense.
@@ -151,14 +156,17 @@ def _multiply(
     exponent = bits >> 23
     mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), 0)
     shift = 150 - jnp.maximum(exponent, 1)
+    if half_ulp_below:
+        mantissa = jnp.where(mantissa > 0, 2 * mantissa - 1, 0)
+        shift += 1
 
     lanes = [jnp.zeros(len(sizes), jnp.uint32)] * 3
     for i in range(3):
         digits = [n >> (16 * i) for n in sizes]
         digit = np.array([n & 0xFFFF if i < 2 else n for n in digits], np.uint32)
         for j in range(2):
-            partial = digit * ((mantissa >> (12 * j)) & 0xFFF)
-            lanes = _add_shifted(lanes, partial, 16 * i + 12 * j)
+            partial = digit * ((mantissa >> (13 * j)) & 0x1FFF)
+            lanes = _add_shifted(lanes, partial, 16 * i + 13 * j)
 
     # One bit less, to see the bit below the point; beyond 95 nothing is left.
     shift = jnp.minimum(shift - 1, 95)

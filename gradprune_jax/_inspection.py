@@ -12,6 +12,7 @@ import numpy as np
 from gradprune_jax import _paths
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
 from gradprune_jax._state import is_dense
+from gradprune_jax._structures import is_nonzero
 
 
 def sparsity(tree: Any) -> dict[str, jax.Array]:
@@ -35,8 +36,11 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     sizes: dict[str, int] = {}
     for leaf in _paths.named_leaves(tree):
         if is_countable(leaf.value):
-            zeros[leaf.name] = jnp.sum(jnp.logical_not(leaf.value), dtype=jnp.uint32)
-            sizes[leaf.name] = np.size(leaf.value)
+            # The name of all weights together is not to be hidden by a parameter's.
+            name = leaf.name if leaf.name != "total" else "['total']"
+            value = jnp.asarray(leaf.value)
+            zeros[name] = jnp.sum(~is_nonzero(value), dtype=jnp.uint32)
+            sizes[name] = value.size
     fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
     return fractions | {"total": _fraction(zeros.values(), sum(sizes.values()))}
 
@@ -74,7 +78,8 @@ def check_pruned(params: Any, opt_state: Any) -> None:
 
     Args:
       params: the parameters, plain or boxed, as they are after
-        ``optax.apply_updates``. Not under jit.
+        ``optax.apply_updates``; of an nnx model ``nnx.state(model, nnx.Param)``. Not
+        under jit.
       opt_state: the optimizer's state, as for :func:`get_masks`.
 
     Raises:
@@ -99,7 +104,7 @@ def check_pruned(params: Any, opt_state: Any) -> None:
         not_finite = int(jnp.sum(~jnp.isfinite(leaf)))
         if not_finite:
             failures.append(f"{name!r}: {not_finite} weights are not finite")
-        revived = 0 if is_dense(mask) else int(jnp.sum(~mask & (leaf != 0)))
+        revived = 0 if is_dense(mask) else int(jnp.sum(~mask & is_nonzero(leaf)))
         if revived:
             failures.append(f"{name!r}: {revived} pruned weights are not zero")
     if failures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 from gradprune_jax import _paths
 from gradprune_jax._rules import Rule, Where
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
+from gradprune_jax._structures import is_nonzero
 
 
 def get_masks(opt_state: Any) -> Any:
@@ -26,7 +27,8 @@ def get_masks(opt_state: Any) -> Any:
     Returns:
       A tree like the parameters': bool arrays, True where a weight is kept, and
       ``optax.MaskedNode()`` where a leaf is dense. Masks of several links are merged:
-      a weight is kept where all of them keep it. From nnx, plain arrays, no variables.
+      a weight is kept where all of them keep it. From nnx, plain arrays, no variables:
+      map them with ``nnx.pure(nnx.state(model, nnx.Param))``.
 
     Raises:
       ValueError: if there is no pruning state, or several of different trees.
@@ -43,13 +45,7 @@ def get_masks(opt_state: Any) -> Any:
         _without_variables(state.masks) for state in prune_states(opt_state)
     ]
     for other in others:
-        try:
-            masks = jax.tree.map(_intersection, masks, other, is_leaf=is_dense)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                "the state has masks of several parameter trees; call get_masks on the "
-                f"part that belongs to one. {error}"
-            ) from None
+        masks = _merge(masks, other)
     return masks
 
 
@@ -62,14 +58,14 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
     Args:
       opt_state: a state as for :func:`get_masks`.
       masks: a tree like the parameters': bool arrays, or ``optax.MaskedNode()`` for
-        a leaf of which everything is kept.
+        a leaf of which everything is kept. Those of leaves that the state holds dense
+        are not used.
 
     Returns:
       The state with these masks, placed on devices as the old ones were.
 
     Raises:
-      ValueError: if the masks do not fit, are not bool, or prune a leaf that no rule of
-        the state prunes.
+      ValueError: if the masks do not fit or are not bool.
 
     Example:
       >>> import gradprune_jax as gp
@@ -80,8 +76,7 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
       [[ True False]
        [False  True]]
     """
-    states = prune_states(opt_state)
-    _check_all_used(masks, states)
+    prune_states(opt_state)
 
     def exchange(node: Any) -> Any:
         if not isinstance(node, GradualPruneState):
@@ -101,20 +96,23 @@ def masks_from_params(params: Any, where: Where | None = None) -> Any:
 
     Args:
       params: parameters, plain or boxed.
-      where: which leaves get a mask, as in :class:`Rule`; None is :func:`is_weight`.
+      where: which leaves get a mask, as in :class:`Rule`; None is every floating leaf.
 
     Returns:
       A tree like the parameters': bool arrays, True where a weight is not zero, and
-      ``optax.MaskedNode()`` for the leaves that `where` does not select.
+      ``optax.MaskedNode()`` for other leaves.
 
     Example:
-      >>> masks_from_params({"kernel": jnp.array([[0.0, 0.5]]), "bias": jnp.zeros(2)})
-      {'bias': MaskedNode(), 'kernel': Array([[False,  True]], dtype=bool)}
+      >>> masks = masks_from_params({"kernel": jnp.array([0.0, 0.5]), "step": 3})
+      >>> print(masks["kernel"], masks["step"])
+      [False  True] MaskedNode()
     """
     treedef: Any = jax.tree.structure(params)
-    selection = Rule(schedule=None, where=where)
+    selection = Rule(schedule=None, where=_is_floating if where is None else where)
     masks = [
-        leaf.value != 0 if selection.selects(leaf) else optax.MaskedNode()
+        is_nonzero(jnp.asarray(leaf.value))
+        if selection.selects(leaf)
+        else optax.MaskedNode()
         for leaf in _paths.named_leaves(params)
     ]
     return _without_variables(treedef.unflatten(masks))
@@ -152,6 +150,9 @@ def apply_masks(tree: Any, masks: Any) -> Any:
 def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     """Each leaf's name, the leaf and its mask, whichever of the trees is boxed.
 
+    A `MaskedNode` of either tree stands for everything below its path: `optax.masked`
+    and `optax.partition` put one in the place of a whole layer.
+
     Args:
       tree: parameters, or a tree like them.
       masks: their masks.
@@ -162,22 +163,69 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     Raises:
       ValueError: if the trees differ, or a mask does not fit its leaf.
     """
-    leaves = _paths.named_leaves(tree, is_dense)
-    mask_leaves = _paths.named_leaves(masks, is_dense)
-    for leaf, mask in itertools.zip_longest(leaves, mask_leaves):
-        if leaf is None or mask is None or leaf.path != mask.path:
-            raise ValueError(
-                "the masks do not fit the tree: the first difference is "
-                f"{getattr(leaf, 'name', 'nothing')!r} in the tree and "
-                f"{getattr(mask, 'name', 'nothing')!r} in the masks. A dense leaf "
-                "needs optax.MaskedNode() in its place."
-            )
-        if not is_dense(mask.value) and not is_dense(leaf.value):
-            check_fits(mask.name, leaf.value, mask.value)
+    names = [leaf.name for leaf in _paths.named_leaves(tree, is_dense)]
+    pairs = list(_pair((), tree, masks))
+    for name, (leaf, mask) in zip(names, pairs, strict=True):
+        if not is_dense(mask):
+            check_fits(name, leaf, mask)
+    return [(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+
+
+def _pair(path: _paths.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
+    """The leaves of the tree with their masks, level by level."""
+    tree, masks = _paths.open_box(tree), _paths.open_box(masks)
+    if is_dense(tree) or is_dense(masks):
+        leaves = [tree] if is_dense(tree) else jax.tree.leaves(tree, is_leaf=is_dense)
+        yield from ((leaf, optax.MaskedNode()) for leaf in leaves)
+        return
+    levels = _level(path, tree, masks)
+    if levels is None:
+        yield tree, masks
+    else:
+        for name, child, mask in levels:
+            yield from _pair((*path, name), child, mask)
+
+
+def _merge(masks: Any, other: Any, path: _paths.Path = ()) -> Any:
+    """What the masks of two links keep together, level by level."""
+    if is_dense(masks):
+        return other
+    if is_dense(other):
+        return masks
+    levels = _level(path, masks, other)
+    if levels is None:
+        return masks & other
+    treedef: Any = jax.tree.structure(masks, is_leaf=lambda node: node is not masks)
+    return treedef.unflatten(
+        [_merge(one, two, (*path, name)) for name, one, two in levels]
+    )
+
+
+def _level(
+    path: _paths.Path, tree: Any, masks: Any
+) -> list[tuple[str, Any, Any]] | None:
+    """The children of two nodes side by side; None if both are leaves."""
+    below, masks_below = _paths.children(tree), _paths.children(masks)
+    if below is None and masks_below is None:
+        return None
+    names = None if below is None else [name for name, _ in below]
+    mask_names = None if masks_below is None else [name for name, _ in masks_below]
+    if below is None or masks_below is None or names != mask_names:
+        raise ValueError(
+            f"the masks do not fit the tree: at {_paths.join(path)!r} the tree has "
+            f"{_describe(names)}, the masks have {_describe(mask_names)}. A dense leaf "
+            "needs optax.MaskedNode() in its place; the masks of several models are "
+            "read one at a time."
+        )
     return [
-        (leaf.name, leaf.value, mask.value)
-        for leaf, mask in zip(leaves, mask_leaves, strict=True)
+        (name, child, mask)
+        for (name, child), (_, mask) in zip(below, masks_below, strict=True)
     ]
+
+
+def _describe(names: list[str] | None) -> str:
+    """What stands at a place of a tree, for an error."""
+    return "a leaf" if names is None else f"the keys {names}"
 
 
 def _is_state(node: Any) -> bool:
@@ -208,25 +256,10 @@ def _without_variables(tree: Any) -> Any:
     return jax.tree.map(value, tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
 
 
-def _intersection(mask: Any, other: Any) -> Any:
-    """What two masks of one leaf keep, either of which may be dense."""
-    if is_dense(mask):
-        return other
-    return mask if is_dense(other) else mask & other
-
-
-def _check_all_used(masks: Any, states: list[GradualPruneState]) -> None:
-    """Refuses masks that prune a leaf of which no state has a mask."""
-    pairs = [pair_with_masks(state.masks, masks) for state in states]
-    for leaf in zip(*pairs, strict=True):
-        name, _, mask = leaf[0]
-        unused = all(is_dense(own) for _, own, _ in leaf) and not is_dense(mask)
-        # Values are known outside jit alone; a mask that prunes nothing is harmless.
-        if unused and not isinstance(mask, jax.core.Tracer) and not bool(mask.all()):
-            raise ValueError(
-                f"the masks prune {name!r}, which no rule of the state prunes; replace "
-                "its mask by optax.MaskedNode()."
-            )
+def _is_floating(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
+    """Whether a leaf can be pruned at all."""
+    del path
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _in_place_of(old: jax.Array, new: Any) -> jax.Array:

@@ -8,10 +8,9 @@ so it adds nothing to a path: `Dense_0/kernel` is the same parameter boxed or pl
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
 from flax.core import meta
 from jax import tree_util
@@ -63,16 +62,7 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
       >>> [leaf.name for leaf in named_leaves({"layers": [{"kernel": 0.0}]})]
       ['layers/0/kernel']
     """
-
-    def is_node(node: Any) -> bool:
-        return is_box(node) or (is_leaf is not None and is_leaf(node))
-
-    nodes = tree_util.tree_flatten_with_path(tree, is_leaf=is_node)[0]
-    found = [
-        (keys, value)
-        for keys, node in nodes
-        for value in jax.tree.leaves(node, is_leaf)
-    ]
+    found = list(_walk((), tree, is_leaf))
     paths = [tuple(_key_name(key) for key in keys) for keys, _ in found]
     times_printed = collections.Counter(map(join, paths))
     return [
@@ -83,6 +73,43 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
         )
         for path, (keys, value) in zip(paths, found, strict=True)
     ]
+
+
+def children(node: Any) -> list[tuple[str, Any]] | None:
+    """The nodes one level below, with their names; None if `node` is a leaf."""
+    below = _below(node)
+    if below is None:
+        return None
+    return [(_key_name(key), child) for key, child in below]
+
+
+def open_box(node: Any) -> Any:
+    """What a box holds, or the node itself if it is none."""
+    while is_box(node):
+        contents = children(node)
+        node = contents[0][1] if contents else None
+    return node
+
+
+def _walk(
+    prefix: tuple[Any, ...], node: Any, is_leaf: Callable[[Any], bool] | None
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The key path and value of every leaf; the keys of boxes are left out."""
+    node = open_box(node)
+    below = None if is_leaf is not None and is_leaf(node) else _below(node)
+    if below is None:
+        yield prefix, node
+    else:
+        for key, child in below:
+            yield from _walk((*prefix, key), child, is_leaf)
+
+
+def _below(node: Any) -> list[tuple[Any, Any]] | None:
+    """The nodes one level below, with their keys; None if `node` is a leaf."""
+    found, _ = tree_util.tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
+    if any(not keys for keys, _ in found):
+        return None
+    return [(keys[0], child) for keys, child in found]
 
 
 def _key_name(key: Any) -> str:

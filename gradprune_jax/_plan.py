@@ -96,6 +96,11 @@ class Plan:
         if rule.schedule is None:
             return f"rule {position} ({rule}): stays dense"
         size = sum(leaf.size for leaf in self.pruned if leaf.rule == position)
+        if not size:
+            return (
+                f"rule {position} ({rule}): prunes nothing, every parameter it matches "
+                "is matched by a rule before it"
+            )
         times = "once, at step" if len(steps) == 1 else f"{len(steps)} times, steps"
         window = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         return (
@@ -225,6 +230,8 @@ def _check_schedule(
         raise ValueError(
             f"the schedule of rule {position} has traced fields; plan needs numbers."
         )
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"total_steps is {total_steps}; it must be at least 1.")
     if total_steps is not None and schedule.end_step >= total_steps:
         raise ValueError(
             f"the schedule of rule {position} has end_step={schedule.end_step}, but "

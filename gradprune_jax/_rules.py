@@ -191,7 +191,7 @@ def assign(rules: Sequence[Rule], tree: Any) -> list[int | None]:
       prunes it, or None if it stays dense.
 
     Raises:
-      ValueError: if a rule gets no leaf, or a leaf that cannot be pruned.
+      ValueError: if a rule matches no leaf, or a leaf that cannot be pruned.
     """
     leaves = _paths.named_leaves(tree)
     matches = [
@@ -201,8 +201,8 @@ def assign(rules: Sequence[Rule], tree: Any) -> list[int | None]:
     winners = [positions[0] if positions else None for positions in matches]
     # optax.tree.map_params calls `init` on a placeholder without leaves.
     for position in range(len(rules) if leaves else 0):
-        if position not in winners:
-            raise ValueError(_unmatched(position, rules, leaves, matches))
+        if not any(position in positions for positions in matches):
+            raise ValueError(_unmatched(position, rules[position], leaves))
     assigned = [
         None if winner is None or rules[winner].schedule is None else winner
         for winner in winners
@@ -213,25 +213,8 @@ def assign(rules: Sequence[Rule], tree: Any) -> list[int | None]:
     return assigned
 
 
-def _unmatched(
-    position: int,
-    rules: Sequence[Rule],
-    leaves: Sequence[_paths.Leaf],
-    matches: Sequence[Sequence[int]],
-) -> str:
-    """The error for a rule that gets no leaf: why, and which paths were near."""
-    rule = rules[position]
-    taken = [
-        leaf.name
-        for leaf, positions in zip(leaves, matches, strict=True)
-        if position in positions
-    ]
-    if taken:
-        return (
-            f"rule {position} ({rule}) prunes nothing: all {len(taken)} parameters it "
-            f"matches, such as {taken[0]!r}, are matched by rules before it. The first "
-            "match wins; put the narrower rule first."
-        )
+def _unmatched(position: int, rule: Rule, leaves: Sequence[_paths.Leaf]) -> str:
+    """The error for a rule that matches no leaf, with the paths that were near."""
     names = [leaf.name for leaf in leaves]
     wanted = rule.where if isinstance(rule.where, str) else "kernel"
     closest = difflib.get_close_matches(wanted, names, n=5, cutoff=0.0)
@@ -246,9 +229,14 @@ def _unmatched(
 def _check_prunable(leaf: _paths.Leaf, rule: Rule) -> None:
     """Refuses leaves whose weights cannot be ranked, or whose stack axis is missing."""
     dtype, shape = leaf.value.dtype, leaf.value.shape
-    floating = jnp.issubdtype(dtype, jnp.floating)
-    if not floating or jnp.finfo(dtype).bits < 8 or dtype == jnp.float8_e8m0fnu:
-        reason = "has no zero" if floating else "is not a floating dtype"
+    reason = None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        reason = "is not a floating dtype"
+    elif dtype == jnp.float8_e8m0fnu:
+        reason = "has no zero"
+    elif jnp.finfo(dtype).bits < 8:
+        reason = "has fewer than 8 bits"
+    if reason is not None:
         raise ValueError(
             f"{leaf.name!r} has dtype {dtype}, which {reason} and cannot be pruned; "
             f"narrow the rule ({rule}) so that it does not match it."
@@ -288,7 +276,8 @@ def _check_where(where: Any) -> None:
 
 
 def _check_structure(structure: Any) -> None:
-    if structure is not None and not hasattr(structure, "unit_keys"):
+    is_structure = hasattr(structure, "unit_keys") and not isinstance(structure, type)
+    if structure is not None and not is_structure:
         raise ValueError(
             f"structure is {structure!r}; it must be a structure such as "
             "Unstructured(), or None."
@@ -313,7 +302,11 @@ def _check_stack_axis(stack_axis: Any) -> None:
 def _check_min_density(min_density: Any) -> None:
     if isinstance(min_density, jax.core.Tracer):
         return
-    if np.ndim(min_density) or not 0.0 <= min_density <= 1.0:
+    is_number = isinstance(
+        min_density, int | float | np.number | np.ndarray | jax.Array
+    )
+    is_scalar = is_number and np.ndim(min_density) == 0
+    if not is_scalar or not 0.0 <= min_density <= 1.0:
         raise ValueError(
             f"min_density is {min_density!r}; it must be one number in [0, 1]."
         )

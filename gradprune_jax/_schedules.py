@@ -29,20 +29,42 @@ class SparsitySchedule:
     ``optax.inject_hyperparams`` would take it for a hyperparameter schedule.
 
     Attributes:
-      curve: sparsity as a function of the step, evaluated at mask updates only.
       begin_step: :math:`t_0`, the step of the first mask update, in optimizer updates.
       end_step: the step of the last mask update.
       every: :math:`\Delta t`, the steps from one mask update to the next.
       initial_sparsity: the sparsity at and before `begin_step`.
       final_sparsity: the sparsity from `end_step` on.
+      power: the exponent of the polynomial between them.
+      fn: sparsity as a function of the step, in place of the polynomial.
+
+    Raises:
+      ValueError: if a concrete field is outside its range.
     """
 
-    curve: Callable[[Any], Any]
     begin_step: int
     end_step: int
     every: int
     initial_sparsity: Any
     final_sparsity: Any
+    power: Any = 3
+    fn: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        begin_step, end_step, every = _check_window(
+            self.begin_step, self.end_step, self.every
+        )
+        checked = {
+            "begin_step": begin_step,
+            "end_step": end_step,
+            "every": every,
+            "initial_sparsity": _check_sparsity(
+                "initial_sparsity", self.initial_sparsity
+            ),
+            "final_sparsity": _check_sparsity("final_sparsity", self.final_sparsity),
+            "power": _check_power(self.power),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def is_update_step(self, step: ArrayLike) -> jax.Array:
         """Whether the masks are recomputed at `step`.
@@ -58,7 +80,7 @@ class SparsitySchedule:
           >>> [step for step in range(100) if schedule.is_update_step(step)]
           [10, 20, 25]
         """
-        step = jnp.asarray(step)
+        step = _as_step(step)
         in_window = (step >= self.begin_step) & (step <= self.end_step)
         on_grid = (step - self.begin_step) % self.every == 0
         return in_window & (on_grid | (step == self.end_step))
@@ -83,14 +105,14 @@ class SparsitySchedule:
           >>> [round(float(schedule.sparsity(step)), 3) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.7, 0.8]
         """
-        step = jnp.asarray(step)
+        step = _as_step(step)
         index = (jnp.clip(step, self.begin_step, self.end_step) - self.begin_step) // (
             self.every
         )
         if self.is_concrete:
             inside = jnp.asarray(self._table)[index]
         else:
-            inside = _float32(self.curve(self.begin_step + index * self.every))
+            inside = _float32(self._value(self.begin_step + index * self.every))
         before_end = jnp.where(
             step <= self.begin_step, _float32(self.initial_sparsity), inside
         )
@@ -101,10 +123,8 @@ class SparsitySchedule:
     @property
     def is_concrete(self) -> bool:
         """Whether every field is a number, not a tracer of an outer transformation."""
-        fields = [*vars(self).values()]
-        if isinstance(self.curve, _Polynomial):
-            fields += vars(self.curve).values()
-        return not any(map(_is_traced, fields))
+        fields = dataclasses.fields(self)
+        return not any(_is_traced(getattr(self, field.name)) for field in fields)
 
     @property
     def update_steps(self) -> tuple[int, ...]:
@@ -115,7 +135,20 @@ class SparsitySchedule:
     @functools.cached_property
     def _table(self) -> np.ndarray:
         """The sparsity of every mask update, float32."""
-        return np.asarray(_evaluate(self.curve, self.update_steps), np.float32)
+        return np.asarray(_evaluate(self._value, self.update_steps), np.float32)
+
+    def _value(self, step: Any) -> Any:
+        """The sparsity at a mask update: float64 for numbers, float32 for tracers."""
+        if self.fn is not None:
+            return self.fn(step)
+        one_step = not (_is_traced(self.begin_step) or _is_traced(self.end_step)) and (
+            self.begin_step == self.end_step
+        )
+        if one_step:
+            return self.final_sparsity
+        remaining = 1 - (step - self.begin_step) / (self.end_step - self.begin_step)
+        difference = self.initial_sparsity - self.final_sparsity
+        return self.final_sparsity + difference * remaining**self.power
 
 
 def polynomial_schedule(
@@ -159,14 +192,8 @@ def polynomial_schedule(
       Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
       2017, equation (1).
     """
-    begin_step, end_step, every = _check_window(begin_step, end_step, every)
-    initial_sparsity = _check_sparsity("initial_sparsity", initial_sparsity)
-    final_sparsity = _check_sparsity("final_sparsity", final_sparsity)
-    if not _is_traced(power) and not 0 < power < np.inf:
-        raise ValueError(f"power is {power!r}; it must be a positive finite number.")
-    curve = _Polynomial(initial_sparsity, final_sparsity, begin_step, end_step, power)
     return SparsitySchedule(
-        curve, begin_step, end_step, every, initial_sparsity, final_sparsity
+        begin_step, end_step, every, initial_sparsity, final_sparsity, power
     )
 
 
@@ -226,34 +253,17 @@ def custom_schedule(
         raise ValueError(f"fn is {fn!r}; it must map a step to a sparsity in [0, 1].")
     window = (begin_step, end_step, every)
     if any(map(_is_traced, window)):
-        return SparsitySchedule(fn, *window, fn(begin_step), fn(end_step))
-    initial, final = _evaluate(fn, (begin_step, end_step))
-    schedule = SparsitySchedule(fn, *window, initial, final)
-    if not schedule.is_concrete:
-        return schedule
-    for step, value in zip(schedule.update_steps, schedule._table, strict=True):
-        _check_sparsity(f"fn({step})", float(value))
-    return dataclasses.replace(
-        schedule, initial_sparsity=float(initial), final_sparsity=float(final)
+        return SparsitySchedule(*window, fn(begin_step), fn(end_step), fn=fn)
+    ends = (begin_step, end_step)
+    initial, final = (
+        _check_sparsity(f"fn({step})", value)
+        for step, value in zip(ends, _evaluate(fn, ends), strict=True)
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Polynomial:
-    """Equation (1) of the paper, in float64 for numbers and float32 for tracers."""
-
-    initial: Any
-    final: Any
-    begin: Any
-    end: Any
-    power: Any
-
-    def __call__(self, step: Any) -> Any:
-        traced = _is_traced(self.begin) or _is_traced(self.end)
-        if not traced and self.begin == self.end:
-            return self.final
-        remaining = 1 - (step - self.begin) / (self.end - self.begin)
-        return self.final + (self.initial - self.final) * remaining**self.power
+    schedule = SparsitySchedule(*window, initial, final, fn=fn)
+    if schedule.is_concrete:
+        for step, value in zip(schedule.update_steps, schedule._table, strict=True):
+            _check_sparsity(f"fn({step})", float(value))
+    return schedule
 
 
 def _evaluate(curve: Callable[[Any], Any], steps: tuple[int, ...]) -> list[Any]:
@@ -276,15 +286,45 @@ def _check_sparsity(name: str, value: Any) -> Any:
     """The sparsity as a Python float, or as it is if it is traced."""
     if _is_traced(value):
         return value
-    if isinstance(value, str) or np.ndim(value) != 0:
+    number = _number(value)
+    if number is None:
         raise ValueError(f"{name} is {value!r}; it must be one number in [0, 1].")
-    number = float(value)
     if not 0.0 <= number <= 1.0:
         raise ValueError(
             f"{name} is {value!r}; it must lie in [0, 1]: 0.9 means that 90 % of the "
             "weights become zero."
         )
     return number
+
+
+def _check_power(power: Any) -> Any:
+    """The exponent as it was given, refused if it is no positive number."""
+    if _is_traced(power):
+        return power
+    number = _number(power)
+    if number is None or not 0 < number < np.inf:
+        raise ValueError(f"power is {power!r}; it must be a positive finite number.")
+    return power if isinstance(power, int) else number
+
+
+def _number(value: Any) -> float | None:
+    """A scalar as a Python float, None if it is none."""
+    if isinstance(value, str) or np.ndim(value) != 0:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _as_step(step: ArrayLike) -> jax.Array:
+    """The step as an integer array that can hold every step."""
+    if isinstance(step, int):
+        step = min(step, LAST_STEP)
+    step = jnp.asarray(step)
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        raise ValueError(f"the step has dtype {step.dtype}; it must be an integer.")
+    return step if step.dtype.itemsize >= 4 else step.astype(jnp.int32)
 
 
 def _check_integer(name: str, value: Any, minimum: int) -> Any:

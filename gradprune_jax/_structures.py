@@ -89,6 +89,16 @@ def largest_key(dtype: Any) -> int:
     return int(infinity) + 1
 
 
+def is_nonzero(leaf: jax.Array) -> jax.Array:
+    """Where weights are not zero, or a mask is True; denormals are not zero.
+
+    A comparison with zero would flush denormals on CPU, so it is the bits that tell.
+    """
+    if leaf.dtype == bool or jnp.finfo(leaf.dtype).bits < 8:
+        return leaf.astype(bool)
+    return magnitude_keys(leaf, ranking_dtype(leaf.dtype)) != 0
+
+
 def magnitude_keys(weights: jax.Array, dtype: Any) -> jax.Array:
     r"""Integers that order weights as their magnitudes do, NaN above infinity.
 

@@ -122,6 +122,12 @@ def gradual_prune(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradualPruneState]:
         del extra_args
+        if not isinstance(state, GradualPruneState):
+            raise ValueError(
+                f"the state is a {type(state).__name__}; it must be the "
+                "GradualPruneState that init made. Was it restored without its "
+                "structure?"
+            )
         leaves, treedef = _flatten_parameters(params)
         assigned = assign(rules, params)
         masks = masks_by_leaf(state.masks, params)
@@ -188,6 +194,11 @@ def with_gradual_prune(
       Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
       2017, section 3.
     """
+    if not hasattr(inner, "update"):
+        raise ValueError(
+            f"inner is {inner!r}; it must be an optax optimizer, and comes before the "
+            "schedule: with_gradual_prune(optimizer, schedule)."
+        )
     inner = optax.with_extra_args_support(inner)
     prune = gradual_prune(
         schedule_or_rules,
@@ -256,6 +267,11 @@ def _zero_pruned(
     A select, not a product: a product keeps NaN, makes -0.0, and rounds live weights.
     In the wider of the two dtypes, or the weight would not cancel to the last bit.
     """
+    if getattr(update, "shape", None) != weight.shape:
+        raise ValueError(
+            f"the update of {name!r} has shape {getattr(update, 'shape', None)}, but the "
+            f"parameter is pruned and has shape {weight.shape}."
+        )
     try:
         dtype = wider_dtype(weight.dtype, update.dtype)
     except ValueError:

@@ -16,6 +16,7 @@ from gradprune_jax import _paths
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._masks import get_masks, pair_with_masks
 from gradprune_jax._state import GradualPruneState, is_dense
+from gradprune_jax._structures import is_nonzero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +132,7 @@ def _measure(name: str, leaf: Any, mask: Any) -> _Row:
         shape=np.shape(leaf),
         dtype=leaf.dtype,
         size=int(np.size(leaf)),
-        nonzero=int(jnp.sum(leaf != 0, dtype=jnp.uint32)),
+        nonzero=int(jnp.sum(is_nonzero(jnp.asarray(leaf)), dtype=jnp.uint32)),
         is_pruned=not is_dense(mask),
     )
 

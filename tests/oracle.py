@@ -61,7 +61,7 @@ def _top_k_of_slices(
 def _global_top_k(
     scores: Sequence[np.ndarray], sparsity: float, min_density: float
 ) -> list[np.ndarray]:
-    density = Fraction(float(np.float32(min_density)))
+    density = Fraction(str(min_density))
     least = [-(-leaf.size * density // 1) for leaf in scores]
     first = [top_k(leaf, int(kept)) for leaf, kept in zip(scores, least, strict=True)]
     flat = np.concatenate([leaf.ravel() for leaf in scores])

@@ -5,6 +5,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,12 +50,28 @@ def test_more_weights_than_float32_or_uint32_can_count():
 
 @given(sizes, sparsities)
 def test_floors_are_exact(sizes, fraction):
-    exact = Fraction(float(np.float32(fraction)))
-    expected = [-(-size * exact // 1) for size in sizes]
-    assert [least_units(size, fraction) for size in sizes] == expected
-    if exact > 1e-37 or exact == 0:  # below that XLA may flush to zero
-        floors = arithmetic.ceiling_count(sizes, jnp.float32(fraction))
+    decimal = Fraction(str(fraction))
+    assert [least_units(size, fraction) for size in sizes] == [
+        -(-size * decimal // 1) for size in sizes
+    ]
+    float32 = np.float32(fraction)
+    if float32 > 1e-37 or float32 == 0:  # below that XLA may flush to zero
+        mantissa, exponent = np.frexp(float32.astype(np.float64))
+        lowest = Fraction(float(mantissa)) - Fraction(1, 2**25) * (float32 > 0)
+        lowest = Fraction(1) if float32 == 1 else lowest * Fraction(2) ** int(exponent)
+        floors = arithmetic.ceiling_count(sizes, float32)
+        expected = [-(-size * lowest // 1) for size in sizes]
         assert list(arithmetic.as_integer(floors)) == expected
+
+
+@pytest.mark.parametrize("density", [0.1, 0.2, 0.3, 0.07, 0.01, 0.5, 1.0])
+def test_a_tenth_of_a_thousand_is_a_hundred_traced_or_not(density):
+    """The float nearest to 0.1 is larger, and its exact ceiling would be 101."""
+    sizes = [1_000, 50, 10, 7, 3, 0]
+    expected = [-(-size * Fraction(str(density)) // 1) for size in sizes]
+    traced = jax.jit(lambda d: arithmetic.ceiling_count(sizes, d))(density)
+    assert list(arithmetic.as_integer(traced)) == expected
+    assert [least_units(size, density) for size in sizes] == expected
 
 
 @given(counts, counts)

@@ -112,6 +112,27 @@ def test_partition_with_two_links_merges_their_masks():
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
+def test_labels_and_masks_that_are_prefixes_of_the_parameters():
+    link = optax.chain(optax.sgd(1e-2), gp.gradual_prune(SCHEDULE))
+    for tx in (
+        optax.partition({"p": link, "d": optax.sgd(1e-2)}, {"a": "p", "b": "d"}),
+        optax.chain(
+            optax.sgd(1e-2),
+            optax.masked(gp.gradual_prune(SCHEDULE), {"a": True, "b": False}),
+        ),
+    ):
+        params, state = train(tx)
+        assert zeros(params)["a/kernel"] == 0.75
+        assert zeros(params)["b/kernel"] == 0
+        masks = gp.get_masks(state)
+        assert zeros(gp.apply_masks(make_tree(0), masks))["a/kernel"] == 0.75
+        again = gp.set_masks(state, gp.masks_from_params(params))
+        jax.tree.map(np.testing.assert_array_equal, again, state)
+    both = optax.partition({"p": link, "q": link}, {"a": "p", "b": "q"})
+    params, state = train(both)
+    assert zeros(gp.get_masks(state))["total"] == 0.75
+
+
 def test_two_links_on_one_leaf_intersect():
     tx = optax.chain(
         gp.gradual_prune(gp.one_shot_schedule(0.5, 0), where="a/kernel"),

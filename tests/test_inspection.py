@@ -50,7 +50,7 @@ class TestGetMasks:
             tx.init({"kernel": jnp.ones((2, 2))}),
             tx.init({"w": jnp.ones((2, 2))}),
         ]
-        with pytest.raises(ValueError, match="several parameter trees"):
+        with pytest.raises(ValueError, match="several models"):
             gp.get_masks(states)
 
 
@@ -94,22 +94,41 @@ class TestSetMasks:
         masks = gp.get_masks(state)
         with pytest.raises(ValueError, match=r"'a/kernel' is float32\[4, 6\].*bool"):
             gp.set_masks(state, jax.tree.map(lambda m: m.astype(jnp.float32), masks))
-        with pytest.raises(ValueError, match=r"first difference is 'b/kernel'"):
+        with pytest.raises(ValueError, match=r"the tree has .*'b'\], the masks have"):
             gp.set_masks(state, {"a": masks["a"]})
-        pruned_bias = masks["a"] | {"bias": jnp.zeros(6, bool)}
-        with pytest.raises(ValueError, match="prune 'a/bias', which no rule"):
-            gp.set_masks(state, masks | {"a": pruned_bias})
-        harmless = masks["a"] | {"bias": jnp.ones(6, bool)}
-        gp.set_masks(state, masks | {"a": harmless})
+
+    def test_masks_of_leaves_that_are_dense_in_the_state_are_not_used(self):
+        _, params, state = trained()
+        masks = jax.tree.map(lambda leaf: leaf != 0, params)
+        new = gp.set_masks(state, masks)
+        assert isinstance(gp.get_masks(new)["a"]["bias"], optax.MaskedNode)
+        gp.check_pruned(params, new)
 
 
 class TestMasksFromParams:
-    def test_covers_weights_alone_unless_told(self):
+    def test_are_where_floating_leaves_are_not_zero(self):
         _, params, state = trained()
         masks = gp.masks_from_params(params)
-        jax.tree.map(np.testing.assert_array_equal, masks, gp.get_masks(state))
-        everything = gp.masks_from_params(params, where=".*")
-        assert everything["a"]["bias"].shape == (6,)
+        expected = jax.tree.map(lambda leaf: leaf != 0, params)
+        jax.tree.map(np.testing.assert_array_equal, masks, expected)
+        weights = gp.masks_from_params(params, where=gp.is_weight)
+        jax.tree.map(np.testing.assert_array_equal, weights, gp.get_masks(state))
+        assert gp.masks_from_params({"step": jnp.ones(2, int)}) == {
+            "step": optax.MaskedNode()
+        }
+
+    def test_a_sparse_model_under_any_name_stays_sparse(self):
+        params = {"x": jnp.eye(4)}
+        tx = gp.gradual_prune(gp.one_shot_schedule(0.75, 10), where="x")
+        state = gp.set_masks(tx.init(params), gp.masks_from_params(params))
+        updates, state = tx.update({"x": jnp.ones((4, 4))}, state, params)
+        np.testing.assert_array_equal(
+            optax.apply_updates(params, updates)["x"], 2 * np.eye(4)
+        )
+
+    def test_denormals_are_not_zero(self):
+        masks = gp.masks_from_params(jnp.array([1e-40, 0.0, -0.0], jnp.float32))
+        np.testing.assert_array_equal(masks, [True, False, False])
 
     def test_of_an_nnx_state_are_plain_arrays(self):
         state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
@@ -134,7 +153,9 @@ class TestApplyMasks:
 
     def test_refuses_masks_of_another_tree_or_shape(self):
         params = {"kernel": jnp.ones((2, 3))}
-        with pytest.raises(ValueError, match="first difference is 'kernel'.*'w'"):
+        with pytest.raises(
+            ValueError, match="keys \\['kernel'\\], the masks have the keys \\['w'\\]"
+        ):
             gp.apply_masks(params, {"w": jnp.ones((2, 3), bool)})
         with pytest.raises(ValueError, match=r"mask of 'kernel' is bool\[3, 2\]"):
             gp.apply_masks(params, {"kernel": jnp.ones((3, 2), bool)})
@@ -169,6 +190,14 @@ class TestSparsity:
             "total": 0.5,
         }
         assert float(gp.sparsity({})["total"]) == 0
+
+    def test_a_parameter_named_total_does_not_hide_the_total(self):
+        fractions = gp.sparsity({"total": jnp.zeros(3), "w": jnp.ones(1)})
+        assert {k: float(v) for k, v in fractions.items()} == {
+            "['total']": 1.0,
+            "w": 0.0,
+            "total": 0.75,
+        }
 
     def test_paths_that_print_alike_are_kept_apart(self):
         tree = {"a": {"0": jnp.zeros(2)}, "a/0": jnp.ones(2)}

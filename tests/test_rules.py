@@ -90,10 +90,11 @@ def test_a_rule_that_matches_nothing_is_an_error_with_the_closest_paths():
         gp.plan(SCHEDULE, {"bias": jnp.ones(3)})
 
 
-def test_a_rule_whose_leaves_are_all_taken_is_an_error():
+def test_a_rule_whose_leaves_are_all_taken_prunes_nothing_and_plan_says_so():
     rules = [gp.Rule(SCHEDULE), gp.Rule(SCHEDULE, where="head/kernel")]
-    with pytest.raises(ValueError, match=r"rule 1 .*rules before it"):
-        gp.plan(rules, PARAMS)
+    plan = gp.plan(rules, PARAMS)
+    assert plan.kept == (18, 0)
+    assert "rule 1 (where='head/kernel'): prunes nothing" in str(plan)
 
 
 def test_callables_read_shape_and_dtype_alone():
@@ -160,6 +161,8 @@ def test_a_stack_axis_that_is_not_there_is_refused():
         (dict(stack_axis=0.5), "stack_axis is 0.5"),
         (dict(stack_axis=jnp.array(0)), "static_args"),
         (dict(min_density=2.0, allocation="global"), "min_density is 2.0"),
+        (dict(min_density="a", allocation="global"), "min_density is 'a'"),
+        (dict(structure=gp.Unstructured), "structure is <class"),
         (dict(min_density=0.5), "floor under allocation='global'"),
         (dict(stack_axis=0, allocation="global"), "leave one"),
     ],
@@ -224,6 +227,8 @@ def test_plan_refuses_a_window_that_does_not_end_within_training():
     gp.plan(SCHEDULE, PARAMS, total_steps=11)
     with pytest.raises(ValueError, match="end_step=10.*Set end_step to 9"):
         gp.plan(SCHEDULE, PARAMS, total_steps=10)
+    with pytest.raises(ValueError, match="total_steps is 0"):
+        gp.plan(SCHEDULE, PARAMS, total_steps=0)
 
 
 def test_plan_refuses_traced_schedules():

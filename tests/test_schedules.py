@@ -1,5 +1,7 @@
 """When masks are updated, and how sparse they are then."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +140,9 @@ def test_custom_takes_any_callable(fn):
         (dict(every=0), "every"),
         (dict(every=-5), "every"),
         (dict(every=0.5), "every"),
+        (dict(final_sparsity=None), "final_sparsity"),
+        (dict(final_sparsity=0.9j), "final_sparsity"),
+        (dict(power="a"), "power"),
         (dict(power=0), "power"),
         (dict(power=float("inf")), "power"),
     ],
@@ -154,6 +159,9 @@ def test_bad_values_are_refused_with_argument_value_and_range(arguments, name):
 def test_bad_custom_and_one_shot_values_are_refused():
     with pytest.raises(ValueError, match=r"fn\(50\) is 1.5"):
         gp.custom_schedule(lambda step: 1.5 if step == 50 else 0, 0, 100, 50)
+    for wrong in (lambda step: None, lambda step: jnp.array([0.9])):
+        with pytest.raises(ValueError, match=r"fn\(0\) is .*one number in"):
+            gp.custom_schedule(wrong, 0, 100, 50)
     with pytest.raises(ValueError, match="fn is 0.5"):
         gp.custom_schedule(0.5, 0, 100, 50)
     with pytest.raises(ValueError, match="step is -1"):
@@ -184,6 +192,25 @@ def test_schedules_of_numbers_are_values():
     assert hash(one) == hash(same)
     assert one != gp.polynomial_schedule(0.9, 0, 101)
     assert not callable(one)  # inject_hyperparams would evaluate it
+
+
+def test_a_replaced_field_makes_another_schedule():
+    schedule = gp.polynomial_schedule(0.9, 0, 10, every=1)
+    longer = dataclasses.replace(schedule, end_step=100, final_sparsity=0.5)
+    assert longer == gp.polynomial_schedule(0.5, 0, 100, every=1)
+    assert longer.sparsity(50) == np.float32(0.5 * (1 - 0.5**3))
+    with pytest.raises(ValueError, match="final_sparsity is 2"):
+        dataclasses.replace(schedule, final_sparsity=2)
+
+
+def test_steps_of_any_integer_dtype():
+    schedule = gp.polynomial_schedule(0.9, 1_000, 2_000)
+    for step in (jnp.int8(100), np.uint8(100), np.int64(100), 100):
+        assert schedule.sparsity(step) == 0
+        assert not schedule.is_update_step(step)
+    assert schedule.sparsity(2**40) == np.float32(0.9)
+    with pytest.raises(ValueError, match="must be an integer"):
+        schedule.sparsity(3.0)
 
 
 def test_array_scalars_are_numbers():

@@ -248,6 +248,18 @@ def test_errors_say_what_is_wrong_and_what_to_do():
         )
 
 
+def test_updates_that_do_not_fit_a_pruned_leaf_are_refused_by_name():
+    params = {"a": {"kernel": jnp.ones((2, 2))}}
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0))
+    for update in (None, jnp.ones(2), jnp.ones((2, 1))):
+        with pytest.raises(ValueError, match="the update of 'a/kernel' has shape"):
+            tx.update({"a": {"kernel": update}}, tx.init(params), params)
+    with pytest.raises(ValueError, match="must be the GradualPruneState"):
+        tx.update(params, optax.EmptyState(), params)
+    with pytest.raises(ValueError, match="must be an optax optimizer"):
+        gp.with_gradual_prune(gp.one_shot_schedule(0.5, 0), optax.sgd(0.1))
+
+
 def test_masks_restored_as_floats_are_refused():
     """A restore that targets the wrong dtype casts bool masks to float silently."""
     params = {"kernel": jnp.ones((2, 2))}
