@@ -27,8 +27,9 @@ def get_masks(opt_state: Any) -> Any:
     Returns:
       A tree like the parameters': bool arrays, True where a weight is kept, and
       ``optax.MaskedNode()`` where a leaf is dense. Masks of several links are merged:
-      a weight is kept where all of them keep it. From nnx, plain arrays, no variables:
-      map them with ``nnx.pure(nnx.state(model, nnx.Param))``.
+      a weight is kept where all of them keep it. From nnx, plain arrays, no variables;
+      ``nnx.to_pure_dict`` makes a dictionary of them, to map over with that of the
+      parameters.
 
     Raises:
       ValueError: if there is no pruning state, or several of different trees.

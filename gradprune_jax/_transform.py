@@ -269,8 +269,8 @@ def _zero_pruned(
     """
     if getattr(update, "shape", None) != weight.shape:
         raise ValueError(
-            f"the update of {name!r} has shape {getattr(update, 'shape', None)}, but the "
-            f"parameter is pruned and has shape {weight.shape}."
+            f"the update of {name!r} has shape {getattr(update, 'shape', None)}, but "
+            f"the parameter is pruned and has shape {weight.shape}."
         )
     try:
         dtype = wider_dtype(weight.dtype, update.dtype)
