@@ -12,6 +12,7 @@ import numpy as np
 
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._arithmetic import Count
+from gradprune_jax._checks import is_traced
 from gradprune_jax._rules import Allocation
 
 # Flat indices, and thresholds above them, are uint32.
@@ -67,7 +68,7 @@ def allocate(
 
 def floors(min_density: Any, sizes: Sequence[int]) -> Count:
     r"""The units that each segment keeps in any case: :math:`\lceil d n \rceil`."""
-    if isinstance(min_density, jax.core.Tracer):
+    if is_traced(min_density):
         return arithmetic.ceiling_count(sizes, min_density)
     return arithmetic.as_count([least_units(size, min_density) for size in sizes])
 

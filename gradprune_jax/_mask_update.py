@@ -10,6 +10,7 @@ import jax
 from gradprune_jax import _allocation as allocation
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _selection as selection
+from gradprune_jax._checks import is_traced
 from gradprune_jax._counting import Units
 from gradprune_jax._rules import Rule
 from gradprune_jax._shards import Shard
@@ -84,4 +85,4 @@ def _units(
 
 def _may_be_nonzero(number: Any) -> bool:
     """False only for a number known now to be zero."""
-    return isinstance(number, jax.core.Tracer) or bool(number != 0)
+    return is_traced(number) or bool(number != 0)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gradprune_jax import _paths
+from gradprune_jax._checks import as_number, is_traced
 
 if TYPE_CHECKING:
     from gradprune_jax._schedules import SparsitySchedule
@@ -300,13 +300,10 @@ def _check_stack_axis(stack_axis: Any) -> None:
 
 
 def _check_min_density(min_density: Any) -> None:
-    if isinstance(min_density, jax.core.Tracer):
+    if is_traced(min_density):
         return
-    is_number = isinstance(
-        min_density, int | float | np.number | np.ndarray | jax.Array
-    )
-    is_scalar = is_number and np.ndim(min_density) == 0
-    if not is_scalar or not 0.0 <= min_density <= 1.0:
+    fraction = as_number(min_density)
+    if fraction is None or not 0.0 <= fraction <= 1.0:
         raise ValueError(
             f"min_density is {min_density!r}; it must be one number in [0, 1]."
         )
@@ -314,4 +311,4 @@ def _check_min_density(min_density: Any) -> None:
 
 def _is_nonzero(value: Any) -> bool:
     """Whether a number is known now and is not zero."""
-    return not isinstance(value, jax.core.Tracer) and bool(value != 0)
+    return not is_traced(value) and bool(value != 0)

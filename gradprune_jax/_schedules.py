@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-LAST_STEP = np.iinfo(np.int32).max
+from gradprune_jax._checks import (
+    LAST_STEP,
+    check_integer,
+    check_power,
+    check_sparsity,
+    check_window,
+    is_traced,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,18 +56,18 @@ class SparsitySchedule:
     fn: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        begin_step, end_step, every = _check_window(
+        begin_step, end_step, every = check_window(
             self.begin_step, self.end_step, self.every
         )
         checked = {
             "begin_step": begin_step,
             "end_step": end_step,
             "every": every,
-            "initial_sparsity": _check_sparsity(
+            "initial_sparsity": check_sparsity(
                 "initial_sparsity", self.initial_sparsity
             ),
-            "final_sparsity": _check_sparsity("final_sparsity", self.final_sparsity),
-            "power": _check_power(self.power),
+            "final_sparsity": check_sparsity("final_sparsity", self.final_sparsity),
+            "power": check_power(self.power),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -124,7 +130,7 @@ class SparsitySchedule:
     def is_concrete(self) -> bool:
         """Whether every field is a number, not a tracer of an outer transformation."""
         fields = dataclasses.fields(self)
-        return not any(_is_traced(getattr(self, field.name)) for field in fields)
+        return not any(is_traced(getattr(self, field.name)) for field in fields)
 
     @property
     def update_steps(self) -> tuple[int, ...]:
@@ -141,7 +147,7 @@ class SparsitySchedule:
         """The sparsity at a mask update: float64 for numbers, float32 for tracers."""
         if self.fn is not None:
             return self.fn(step)
-        one_step = not (_is_traced(self.begin_step) or _is_traced(self.end_step)) and (
+        one_step = not (is_traced(self.begin_step) or is_traced(self.end_step)) and (
             self.begin_step == self.end_step
         )
         if one_step:
@@ -215,7 +221,7 @@ def one_shot_schedule(final_sparsity: ArrayLike, step: int) -> SparsitySchedule:
       >>> print(schedule.sparsity(99), schedule.sparsity(100))
       0.0 0.5
     """
-    step = _check_integer("step", step, minimum=0)
+    step = check_integer("step", step, minimum=0)
     return polynomial_schedule(final_sparsity, step, step, every=1)
 
 
@@ -248,21 +254,21 @@ def custom_schedule(
       >>> print(schedule.sparsity(50))
       0.25
     """
-    begin_step, end_step, every = _check_window(begin_step, end_step, every)
+    begin_step, end_step, every = check_window(begin_step, end_step, every)
     if not callable(fn):
         raise ValueError(f"fn is {fn!r}; it must map a step to a sparsity in [0, 1].")
     window = (begin_step, end_step, every)
-    if any(map(_is_traced, window)):
+    if any(map(is_traced, window)):
         return SparsitySchedule(*window, fn(begin_step), fn(end_step), fn=fn)
     ends = (begin_step, end_step)
     initial, final = (
-        _check_sparsity(f"fn({step})", value)
+        check_sparsity(f"fn({step})", value)
         for step, value in zip(ends, _evaluate(fn, ends), strict=True)
     )
     schedule = SparsitySchedule(*window, initial, final, fn=fn)
     if schedule.is_concrete:
         for step, value in zip(schedule.update_steps, schedule._table, strict=True):
-            _check_sparsity(f"fn({step})", float(value))
+            check_sparsity(f"fn({step})", float(value))
     return schedule
 
 
@@ -278,45 +284,6 @@ def _float32(value: Any) -> jax.Array:
     return jnp.asarray(value).astype(jnp.float32)
 
 
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
-
-
-def _check_sparsity(name: str, value: Any) -> Any:
-    """The sparsity as a Python float, or as it is if it is traced."""
-    if _is_traced(value):
-        return value
-    number = _number(value)
-    if number is None:
-        raise ValueError(f"{name} is {value!r}; it must be one number in [0, 1].")
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(
-            f"{name} is {value!r}; it must lie in [0, 1]: 0.9 means that 90 % of the "
-            "weights become zero."
-        )
-    return number
-
-
-def _check_power(power: Any) -> Any:
-    """The exponent as it was given, refused if it is no positive number."""
-    if _is_traced(power):
-        return power
-    number = _number(power)
-    if number is None or not 0 < number < np.inf:
-        raise ValueError(f"power is {power!r}; it must be a positive finite number.")
-    return power if isinstance(power, int) else number
-
-
-def _number(value: Any) -> float | None:
-    """A scalar as a Python float, None if it is none."""
-    if isinstance(value, str) or np.ndim(value) != 0:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
 def _as_step(step: ArrayLike) -> jax.Array:
     """The step as an integer array that can hold every step."""
     if isinstance(step, int):
@@ -325,32 +292,3 @@ def _as_step(step: ArrayLike) -> jax.Array:
     if not jnp.issubdtype(step.dtype, jnp.integer):
         raise ValueError(f"the step has dtype {step.dtype}; it must be an integer.")
     return step if step.dtype.itemsize >= 4 else step.astype(jnp.int32)
-
-
-def _check_integer(name: str, value: Any, minimum: int) -> Any:
-    """The step as a Python int, or as it is if it is traced."""
-    if _is_traced(value):
-        return value
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or not minimum <= number <= LAST_STEP:
-        raise ValueError(
-            f"{name} is {value!r}; it must be an integer in [{minimum}, {LAST_STEP}]."
-        )
-    return number
-
-
-def _check_window(begin_step: Any, end_step: Any, every: Any) -> tuple[Any, Any, Any]:
-    """The window of mask updates, refused if no update of training falls in it."""
-    begin_step = _check_integer("begin_step", begin_step, minimum=0)
-    end_step = _check_integer("end_step", end_step, minimum=0)
-    every = _check_integer("every", every, minimum=1)
-    traced = _is_traced(begin_step) or _is_traced(end_step)
-    if not traced and end_step < begin_step:
-        raise ValueError(
-            f"end_step is {end_step}, before begin_step, {begin_step}; it must be in "
-            f"[{begin_step}, {LAST_STEP}], or the window has no mask update."
-        )
-    return begin_step, end_step, every

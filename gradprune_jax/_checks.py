@@ -1,0 +1,78 @@
+"""Numbers that users give: checked where they are known, passed on where traced."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import numpy as np
+
+LAST_STEP = np.iinfo(np.int32).max
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only when the compiled program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def check_sparsity(name: str, value: Any) -> Any:
+    """The sparsity as a Python float, or as it is if it is traced."""
+    if is_traced(value):
+        return value
+    fraction = as_number(value)
+    if fraction is None or not 0.0 <= fraction <= 1.0:
+        raise ValueError(
+            f"{name} is {value!r}; it must be one number in [0, 1]: 0.9 means that "
+            "90 % of the weights become zero."
+        )
+    return fraction
+
+
+def check_power(power: Any) -> Any:
+    """The exponent as it was given, refused if it is no positive number."""
+    if is_traced(power):
+        return power
+    exponent = as_number(power)
+    if exponent is None or not 0 < exponent < np.inf:
+        raise ValueError(f"power is {power!r}; it must be a positive finite number.")
+    return power if isinstance(power, int) else exponent
+
+
+def as_number(value: Any) -> float | None:
+    """A scalar as a Python float, None if it is none."""
+    if isinstance(value, str) or np.ndim(value) != 0:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def check_integer(name: str, value: Any, minimum: int) -> Any:
+    """The step as a Python int, or as it is if it is traced."""
+    if is_traced(value):
+        return value
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not minimum <= number <= LAST_STEP:
+        raise ValueError(
+            f"{name} is {value!r}; it must be an integer in [{minimum}, {LAST_STEP}]."
+        )
+    return number
+
+
+def check_window(begin_step: Any, end_step: Any, every: Any) -> tuple[Any, Any, Any]:
+    """The window of mask updates, refused if no update of training falls in it."""
+    begin_step = check_integer("begin_step", begin_step, minimum=0)
+    end_step = check_integer("end_step", end_step, minimum=0)
+    every = check_integer("every", every, minimum=1)
+    traced = is_traced(begin_step) or is_traced(end_step)
+    if not traced and end_step < begin_step:
+        raise ValueError(
+            f"end_step is {end_step}, before begin_step, {begin_step}; it must be in "
+            f"[{begin_step}, {LAST_STEP}], or the window has no mask update."
+        )
+    return begin_step, end_step, every
