@@ -13,7 +13,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 gradprune_jax tests README.md
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n 2 -o addopts="" -m "not newest" tests
+	$(OLDEST)/bin/python -m pytest -n 2 -o addopts="" tests
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
