@@ -1,7 +1,5 @@
 """What several tests need."""
 
-import contextlib
-
 import jax
 
 
@@ -12,15 +10,3 @@ def enable_x64():
     from jax.experimental import enable_x64
 
     return enable_x64()
-
-
-@contextlib.contextmanager
-def counted_traces(fn):
-    """The function, and how often Python ran it: once for each trace under jit."""
-    traces = []
-
-    def counted(*args, **kwargs):
-        traces.append(None)
-        return fn(*args, **kwargs)
-
-    yield counted, traces
