@@ -16,17 +16,20 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def check_sparsity(name: str, value: Any) -> Any:
-    """The sparsity as a Python float, or as it is if it is traced."""
+def check_fraction(name: str, value: Any, hint: str = "") -> Any:
+    """A number in [0, 1] as a Python float, or as it is if it is traced."""
     if is_traced(value):
         return value
     fraction = as_number(value)
     if fraction is None or not 0.0 <= fraction <= 1.0:
-        raise ValueError(
-            f"{name} is {value!r}; it must be one number in [0, 1]: 0.9 means that "
-            "90 % of the weights become zero."
-        )
+        raise ValueError(f"{name} is {value!r}; it must be one number in [0, 1]{hint}.")
     return fraction
+
+
+def check_sparsity(name: str, value: Any) -> Any:
+    """The sparsity as a Python float, or as it is if it is traced."""
+    hint = ": 0.9 means that 90 % of the weights become zero"
+    return check_fraction(name, value, hint)
 
 
 def check_power(power: Any) -> Any:

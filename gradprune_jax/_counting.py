@@ -109,11 +109,11 @@ class Units(NamedTuple):
             per_slice = jax.lax.dynamic_slice_in_dim(per_slice, start, size)
         return jnp.expand_dims(per_slice, _others(axis, self.weights.ndim))
 
-    def count_pair(self, first: jax.Array, second: jax.Array) -> jax.Array:
+    def count_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
         """How many local units of each slice two markings mark: uint32 [2, slices]."""
         axis = self.stack_axis
-        axes = tuple(range(first.ndim)) if axis is None else _others(axis, first.ndim)
-        counts = jnp.stack(_sum_pair(first, second, axes))
+        axes = tuple(range(one.ndim)) if axis is None else _others(axis, one.ndim)
+        counts = jnp.stack(_sum_pair(one, other, axes))
         if axis is None:
             return counts.reshape(2, 1)
         if any(jax.typeof(counts).sharding.spec):  # in explicit sharding mode alone
@@ -188,7 +188,7 @@ def _count_leaf(
 
 
 def _sum_pair(
-    first: jax.Array, second: jax.Array, axes: tuple[int, ...]
+    one: jax.Array, other: jax.Array, axes: tuple[int, ...]
 ) -> list[jax.Array]:
     """The sums of two bool arrays over `axes`, uint32, in one read of their source.
 
@@ -197,18 +197,18 @@ def _sum_pair(
     makes the bools; a sum over a long axis would first write its operand to memory, at
     four bytes a unit. What is left to sum is shorter by the product of the groups.
     """
-    groups = _groups(first, axes)
+    groups = _groups(one, axes)
     if not groups:
-        return [jnp.sum(marked, axes, dtype=jnp.uint32) for marked in (first, second)]
+        return [jnp.sum(marked, axes, dtype=jnp.uint32) for marked in (one, other)]
     shape: list[int] = []
     grouped: list[int] = []
-    for axis, size in enumerate(first.shape):
+    for axis, size in enumerate(one.shape):
         if axis in groups:
             shape += [size // groups[axis], groups[axis]]
             grouped.append(len(shape) - 1)
         else:
             shape.append(size)
-    packed = first.astype(jnp.uint32) | (second.astype(jnp.uint32) << 16)
+    packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
     sums = packed.reshape(shape).sum(grouped, dtype=jnp.uint32)
     # As signed integers, or XLA would merge the sums before with those that follow.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
+from gradprune_jax._checks import is_traced
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
 from gradprune_jax._state import is_dense
 from gradprune_jax._structures import is_nonzero
@@ -94,7 +95,7 @@ def check_pruned(params: Any, opt_state: Any) -> None:
     """
     failures = []
     for name, leaf, mask in pair_with_masks(params, get_masks(opt_state)):
-        if isinstance(leaf, jax.core.Tracer):
+        if is_traced(leaf):
             raise ValueError(
                 "check_pruned reads the parameters' values and cannot run under jit; "
                 "call it between steps."

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from gradprune_jax import _paths
+from gradprune_jax._checks import is_traced
 from gradprune_jax._rules import Rule, Where
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
 from gradprune_jax._structures import is_nonzero
@@ -77,7 +78,7 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
       [[ True False]
        [False  True]]
     """
-    prune_states(opt_state)
+    prune_states(opt_state)  # refuses a state without pruning
 
     def exchange(node: Any) -> Any:
         if not isinstance(node, GradualPruneState):
@@ -267,6 +268,6 @@ def _in_place_of(old: jax.Array, new: Any) -> jax.Array:
     """The new mask, laid out over devices as the old one."""
     if is_dense(new):
         return jnp.ones_like(old)
-    if isinstance(old, jax.core.Tracer) or isinstance(new, jax.core.Tracer):
+    if is_traced(old) or is_traced(new):
         return new
     return jax.device_put(new, old.sharding)

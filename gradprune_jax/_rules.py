@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import as_number, is_traced
+from gradprune_jax._checks import check_fraction, is_traced
 
 if TYPE_CHECKING:
     from gradprune_jax._schedules import SparsitySchedule
@@ -97,7 +97,7 @@ class Rule:
                 f"{get_args(Allocation)}."
             )
         _check_stack_axis(self.stack_axis)
-        _check_min_density(self.min_density)
+        check_fraction("min_density", self.min_density)
         if self.allocation == "global" and self.stack_axis is not None:
             raise ValueError(
                 f"stack_axis is {self.stack_axis!r} with allocation='global', which "
@@ -296,16 +296,6 @@ def _check_stack_axis(stack_axis: Any) -> None:
         raise ValueError(
             f"stack_axis is {stack_axis!r}; it must be a Python integer or None. Under "
             "optax.inject_hyperparams it needs static_args='stack_axis'."
-        )
-
-
-def _check_min_density(min_density: Any) -> None:
-    if is_traced(min_density):
-        return
-    fraction = as_number(min_density)
-    if fraction is None or not 0.0 <= fraction <= 1.0:
-        raise ValueError(
-            f"min_density is {min_density!r}; it must be one number in [0, 1]."
         )
 
 
