@@ -38,6 +38,25 @@ def as_integer(count: Count) -> Any:
     return high * 2**32 + low
 
 
+def from_uint32(numbers: jax.Array) -> Count:
+    """uint32 numbers as counts."""
+    return Count(jnp.zeros_like(numbers), numbers)
+
+
+def as_float(count: Count) -> jax.Array:
+    """The float32 nearest to a count, or next to it; zero only for zero."""
+    return jnp.float32(2**32) * count.high.astype(jnp.float32) + count.low.astype(
+        jnp.float32
+    )
+
+
+def from_float(numbers: jax.Array) -> Count:
+    """The whole part of non-negative float32 numbers below 2^64."""
+    high = jnp.floor(numbers * 2.0**-32)
+    low = numbers - high * 2.0**32  # exact: a multiple of the numbers' last bit
+    return Count(high.astype(jnp.uint32), low.astype(jnp.uint32))
+
+
 def add(a: Count, b: Count) -> Count:
     """a + b."""
     low = a.low + b.low

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from gradprune_jax._shards import Shard
 from gradprune_jax._structures import Structure, largest_key
+from gradprune_jax._summation import sum_one, sum_pair
 
 
 class Units(NamedTuple):
@@ -74,6 +75,20 @@ class Units(NamedTuple):
             if axis != self.stack_axis
         )
 
+    def pinned(self, others: Any = ()) -> tuple[Units, Any]:
+        """The same units, and other arrays, from which XLA makes nothing beforehand.
+
+        It would move keys and indices out of a search's loop, or share them between
+        uses, and write and read arrays as large as the weights.
+        """
+        arrays = (self.weights, self.mask, self.first, self.last_index)
+        arrays, others = jax.lax.optimization_barrier((arrays, others))
+        weights, mask, first, last_index = arrays
+        pinned = self._replace(
+            weights=weights, mask=mask, first=first, last_index=last_index
+        )
+        return pinned, others
+
     def keys(self) -> jax.Array:
         """The rank of every unit as an unsigned integer."""
         keys = self.structure.unit_keys(self.weights, self.mask, self.dtype)
@@ -94,35 +109,52 @@ class Units(NamedTuple):
         for axis in reversed(range(len(local_shape))):
             if axis != self.stack_axis:
                 position = self.shard.positions(axis, local_shape[axis]) * stride
-                index -= jnp.expand_dims(position, _others(axis, len(local_shape)))
+                others = [other for other in range(len(local_shape)) if other != axis]
+                index -= jnp.expand_dims(position, others)
                 stride *= self.shard.shape[axis]
         return index
 
     def spread(self, per_slice: jax.Array) -> jax.Array:
-        """One number for each slice of the whole leaf, made to broadcast over units."""
-        axis = self.stack_axis
+        """Numbers [..., slices] of the whole leaf, made to broadcast over units."""
+        axis, last = self.stack_axis, per_slice.ndim - 1
         if axis is None:
-            return per_slice.reshape(())
+            return jnp.expand_dims(per_slice[..., 0], self._unit_axes(last))
         if self.shard.axis_names[axis]:
             size = self.weights.shape[axis]
             start = self.shard.offset(axis, size)
-            per_slice = jax.lax.dynamic_slice_in_dim(per_slice, start, size)
-        return jnp.expand_dims(per_slice, _others(axis, self.weights.ndim))
+            per_slice = jax.lax.dynamic_slice_in_dim(per_slice, start, size, last)
+        return jnp.expand_dims(per_slice, self._unit_axes(last))
 
-    def count_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
-        """How many local units of each slice two markings mark: uint32 [2, slices]."""
+    def sum_units(self, marked: jax.Array) -> jax.Array:
+        """How many units of each slice are marked: bool [..., units], uint32."""
+        axes = self._unit_axes(marked.ndim - self.weights.ndim)
+        return self._of_whole_leaf(sum_one(marked, axes))
+
+    def sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
+        """How many units of each slice two markings mark: uint32 [2, slices]."""
+        return self._of_whole_leaf(sum_pair(one, other, self._unit_axes(0)))
+
+    def _unit_axes(self, leading: int) -> tuple[int, ...]:
+        """The axes of the units of one slice, after so many leading axes."""
+        return tuple(
+            leading + axis
+            for axis in range(self.weights.ndim)
+            if axis != self.stack_axis
+        )
+
+    def _of_whole_leaf(self, counts: jax.Array) -> jax.Array:
+        """Counts of local slices as those of all slices, zero elsewhere."""
         axis = self.stack_axis
-        axes = tuple(range(one.ndim)) if axis is None else _others(axis, one.ndim)
-        counts = jnp.stack(_sum_pair(one, other, axes))
         if axis is None:
-            return counts.reshape(2, 1)
+            return jnp.expand_dims(counts, counts.ndim)
         if any(jax.typeof(counts).sharding.spec):  # in explicit sharding mode alone
-            counts = jax.sharding.reshard(counts, PartitionSpec(None, None))
+            counts = jax.sharding.reshard(counts, PartitionSpec(*[None] * counts.ndim))
         if not self.shard.axis_names[axis]:
             return counts
-        start = self.shard.offset(axis, counts.shape[1])
-        elsewhere = jnp.zeros_like(counts, shape=(2, self.slices))
-        return jax.lax.dynamic_update_slice_in_dim(elsewhere, counts, start, axis=1)
+        last = counts.ndim - 1
+        start = self.shard.offset(axis, counts.shape[last])
+        elsewhere = jnp.zeros_like(counts, shape=(*counts.shape[:last], self.slices))
+        return jax.lax.dynamic_update_slice_in_dim(elsewhere, counts, start, last)
 
 
 # Which units of a leaf are marked, given thresholds that broadcast over them.
@@ -165,87 +197,23 @@ def count_pairs(
         _count_leaf(leaf, marker, [t[:, end - leaf.slices : end] for t in thresholds])
         for leaf, end in zip(units, ends, strict=True)
     ]
-    return _sum_over_mesh(units, local)
+    return sum_over_mesh(units, local)
 
 
 def _count_leaf(
     leaf: Units, marker: Marker, thresholds: Sequence[jax.Array]
 ) -> jax.Array:
     """The counts of one leaf's local piece: uint32 [2, slices]."""
-    # Without the barrier XLA moves keys and indices out of the search's loop, and
-    # writes and reads arrays as large as the weights.
-    weights, mask, first, last_index, thresholds = jax.lax.optimization_barrier(
-        (leaf.weights, leaf.mask, leaf.first, leaf.last_index, list(thresholds))
-    )
-    pinned = leaf._replace(
-        weights=weights, mask=mask, first=first, last_index=last_index
-    )
+    pinned, thresholds = leaf.pinned(list(thresholds))
     one, other = (
         marker(pinned, *map(pinned.spread, probe))
         for probe in zip(*thresholds, strict=True)
     )
-    return pinned.count_pair(one, other)
+    return pinned.sum_pair(one, other)
 
 
-def _sum_pair(
-    one: jax.Array, other: jax.Array, axes: tuple[int, ...]
-) -> list[jax.Array]:
-    """The sums of two bool arrays over `axes`, uint32, in one read of their source.
-
-    Both are packed into the halves of one integer, and summed in groups of at most 32
-    along each axis, which overflows neither half and which XLA fuses with whatever
-    makes the bools; a sum over a long axis would first write its operand to memory, at
-    four bytes a unit. What is left to sum is shorter by the product of the groups.
-    """
-    groups = _groups(one, axes)
-    if not groups:
-        return [jnp.sum(marked, axes, dtype=jnp.uint32) for marked in (one, other)]
-    shape: list[int] = []
-    grouped: list[int] = []
-    for axis, size in enumerate(one.shape):
-        if axis in groups:
-            shape += [size // groups[axis], groups[axis]]
-            grouped.append(len(shape) - 1)
-        else:
-            shape.append(size)
-    packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    sums = packed.reshape(shape).sum(grouped, dtype=jnp.uint32)
-    # As signed integers, or XLA would merge the sums before with those that follow.
-    sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
-    halves = (sums & 0xFFFF, sums >> 16)
-    return [jnp.sum(half, axes, dtype=jnp.int32).astype(jnp.uint32) for half in halves]
-
-
-def _groups(marked: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
-    """The axes to sum in groups, and the size of each group; none for small arrays.
-
-    Devices split an axis by powers of two. So a group takes as few factors of two from
-    its axis as may be, and no layout has to be gathered. Groups are long where units
-    are neighbours in memory, along the last axis, and short across.
-    """
-    if marked.size < 2**15:
-        return {}
-    split = jax.typeof(marked).sharding.spec  # known in explicit sharding mode alone
-    groups: dict[int, int] = {}
-    for axis in reversed(axes):
-        length = marked.shape[axis]
-        longest = 32 if axis == axes[-1] else 12
-        sizes = [size for size in range(8, longest + 1) if length % size == 0]
-        overflows = math.prod(groups.values()) * longest >= 2**15
-        if sizes and not split[axis] and not overflows:
-            # Of groups that leave the same factors of two, the longest comes last.
-            sizes.sort(key=lambda size: _factors_of_two(length // size))
-            groups[axis] = sizes[-1]
-    return groups
-
-
-def _factors_of_two(number: int) -> int:
-    """How often two divides a positive number."""
-    return (number & -number).bit_length() - 1
-
-
-def _sum_over_mesh(units: Sequence[Units], counts: Sequence[jax.Array]) -> jax.Array:
-    """The counts of whole leaves [2, segments] from those of local pieces.
+def sum_over_mesh(units: Sequence[Units], counts: Sequence[jax.Array]) -> jax.Array:
+    """The counts of whole leaves [..., segments] from those of local pieces.
 
     Each leaf's counts are summed over the mesh axes that split it and over no others,
     by one all-reduce for each set of axes. Under `jit` and `pmap` leaves are whole.
@@ -260,8 +228,3 @@ def _sum_over_mesh(units: Sequence[Units], counts: Sequence[jax.Array]) -> jax.A
         for i, part in zip(members, parts, strict=True):
             totals[i] = part
     return jnp.concatenate(totals, axis=-1)
-
-
-def _others(axis: int, ndim: int) -> tuple[int, ...]:
-    """All axes but one."""
-    return tuple(other for other in range(ndim) if other != axis)

@@ -278,7 +278,11 @@ def test_float8_needs_updates_of_its_own_dtype():
 
 
 def test_library_code_passes_under_strict_dtype_and_rank_promotion():
-    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((2, 3), jnp.bfloat16)}
+    params = {
+        "a": jnp.ones((3, 4)),
+        "b": jnp.ones((2, 3), jnp.bfloat16),
+        "large": jnp.ones((2, 256, 256)),
+    }
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         schedule = gp.polynomial_schedule(0.5, 0, 4, 2)
         for fields in (
