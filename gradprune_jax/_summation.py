@@ -37,25 +37,30 @@ USUAL_DEVICES = 32
 
 def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The sum of a bool array over `axes`: uint32."""
-    return _sum_packed(marked.astype(jnp.uint32), axes, 1)[0]
+    return _sum_packed(marked.astype(jnp.uint32), axes, fields=1, may_cross=False)[0]
 
 
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The sums of two bool arrays over `axes`, in one read: uint32 [2, ...]."""
     packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    sums = [_sum_packed(part, axes, 2) for part in _even_parts(packed, axes)]
+    may_cross = _may_cross_devices(packed)
+    sums = [
+        _sum_packed(part, axes, fields=2, may_cross=may_cross)
+        for part in _even_parts(packed, axes)
+    ]
     return functools.reduce(jnp.add, sums)
 
 
-def _sum_packed(packed: jax.Array, axes: tuple[int, ...], fields: int) -> jax.Array:
+def _sum_packed(
+    packed: jax.Array, axes: tuple[int, ...], *, fields: int, may_cross: bool
+) -> jax.Array:
     """The sums over `axes` of each half of integers: uint32 [fields, ...].
 
     The halves are 0 or 1, and groups are short, so that no half overflows.
     """
     sums = packed
     if sums.size >= SMALLEST_GROUPED:
-        groups = _groups(sums, axes, may_cross=_may_cross_devices(sums))
-        sums = _sum_groups(sums, groups)
+        sums = _sum_groups(sums, _groups(sums, axes, may_cross=may_cross))
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     shifts = np.array([0, 16][:fields], np.int32).reshape(-1, *[1] * sums.ndim)

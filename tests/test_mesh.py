@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ ALLOCATIONS = {
     "global with a floor": dict(allocation="global", min_density=0.3),
     "stacked": dict(stack_axis=0),
 }
+
+
+MOVING = ("all-gather", "all-to-all", "collective-permute", "reduce-scatter", "sort(")
 
 
 def make_params():
@@ -177,23 +181,126 @@ def test_partition_specs_that_make_no_sense_are_refused():
             tx.update(params, tx.init(params), params)
 
 
-@pytest.mark.parametrize("shape", [(16, 8), (512, 256), (320, 104), (3, 3, 64, 128)])
-@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
-def test_a_sharded_update_gathers_no_weights(layout, shape):
-    """Sorting a sharded weight gathers it whole on every device."""
-    trailing = P(*[None] * (len(shape) - 2), *layout)
-    sharding = NamedSharding(make_mesh(), trailing)
-    tx = gp.gradual_prune(SCHEDULE)
-    params = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
-    mask = jax.ShapeDtypeStruct(shape, bool, sharding=sharding)
-    count = jax.ShapeDtypeStruct(
-        (), jnp.int32, sharding=NamedSharding(make_mesh(), P())
+LARGE = (512, 520)  # searched from a sample
+
+
+def make_large():
+    normal = np.random.default_rng(3).normal(size=LARGE)
+    return {"kernel": np.round(normal * 20).astype(np.float32) / 20}
+
+
+@functools.cache
+def large_on_one_device(allocation):
+    params = make_large()
+    tx = gp.gradual_prune(SCHEDULE, allocation=allocation)
+    state = tx.init(params)._replace(count=jnp.int32(2))
+    return np.asarray(jax.jit(tx.update)(params, state, params)[1].masks["kernel"])
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("layout", [P("x", "y"), P(("x", "y"), None)], ids=str)
+def test_a_large_leaf_has_the_same_mask_sharded(layout, axis_type):
+    mesh = make_mesh(axis_type)
+    explicit = axis_type == AxisType.Explicit
+    with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
+        params = jax.device_put(make_large(), NamedSharding(mesh, layout))
+        tx = gp.gradual_prune(SCHEDULE)
+        state = jax.jit(tx.init)(params)._replace(count=jnp.int32(2))
+        _, state = jax.block_until_ready(jax.jit(tx.update)(params, state, params))
+    mask = np.asarray(state.masks["kernel"])
+    np.testing.assert_array_equal(mask, large_on_one_device("uniform"))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_large_leaf_has_the_same_mask_inside_shard_map(allocation):
+    specs = {"kernel": P("y", "x")}
+    tx = gp.gradual_prune(SCHEDULE, allocation=allocation, partition_specs=specs)
+    params = make_large()
+    masks = {"kernel": np.ones(LARGE, bool)}
+    update = jax.shard_map(
+        lambda params, masks: (
+            tx.update(params, gp.GradualPruneState(jnp.int32(2), masks), params)[
+                1
+            ].masks
+        ),
+        mesh=make_mesh(),
+        in_specs=(specs, specs),
+        out_specs=specs,
     )
-    state = gp.GradualPruneState(count, {"kernel": mask})
-    program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    mask = jax.block_until_ready(jax.jit(update)(params, masks))["kernel"]
+    np.testing.assert_array_equal(mask, large_on_one_device(allocation))
+
+
+def compile_update(shape, layout, *, in_shardings=False, **fields):
+    """The program of one update of a leaf, nothing allocated."""
+    leading = P(*[None] * (len(shape) - len(layout)), *layout)
+    sharding = NamedSharding(make_mesh(), leading)
+    replicated = NamedSharding(make_mesh(), P())
+    shardings = (
+        {"kernel": sharding},
+        gp.GradualPruneState(replicated, {"kernel": sharding}),
+        {"kernel": sharding},
+    )
+    tx = gp.gradual_prune(SCHEDULE, **fields)
+    params = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    arguments = (params, jax.eval_shape(tx.init, params), params)
+    if in_shardings:
+        return jax.jit(tx.update, in_shardings=shardings).lower(*arguments).compile()
+    placed = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        arguments,
+        shardings,
+    )
+    return jax.jit(tx.update).lower(*placed).compile()
+
+
+def all_reduced_words(program):
+    """How many numbers each all-reduce of a program carries."""
+    words = []
+    for types in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
+        shapes = re.findall(r"[a-z]+\d+\[([\d,]*)\]", types)
+        words.append(
+            sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in shapes)
+        )
+    return words
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(16, 8), (320, 104), (3, 3, 64, 128), (1024, 512), (632, 632)], ids=str
+)
+def test_a_sharded_update_moves_counts_alone(shape, layout):
+    """Sorting a sharded weight gathers it whole on every device. Here a pass adds up
+    two counts for each group, and a sample's two for each of two thresholds."""
+    program = compile_update(shape, layout).as_text()
     assert "all-reduce" in program
-    for collective in ("all-gather", "all-to-all", "collective-permute", "sort("):
-        assert collective not in program
+    for other in MOVING:
+        assert other not in program
+    assert max(all_reduced_words(program)) <= 4
+
+
+def test_counts_of_many_groups_are_a_few_words_for_each():
+    layout = P("x", None)
+    program = compile_update((6, 64, 32), layout, stack_axis=0).as_text()
+    assert max(all_reduced_words(program)) <= 4 * 6
+    for other in MOVING:
+        assert other not in program
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (1024, 512)], ids=str)
+def test_a_mesh_that_shows_only_in_the_shardings_of_jit_moves_no_weights(shape):
+    program = compile_update(shape, P("x", "y"), in_shardings=True).as_text()
+    for other in MOVING:
+        assert other not in program
+    assert max(all_reduced_words(program)) <= 4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:4], ids=str)
+def test_memory_on_a_device_is_proportional_to_its_shard(layout):
+    shape = (2048, 1024)
+    local = NamedSharding(make_mesh(), layout).shard_shape(shape)
+    memory = compile_update(shape, layout).memory_analysis()
+    assert memory.temp_size_in_bytes <= 0.5 * np.prod(local)
 
 
 def test_the_oracle_agrees_under_named_sharding():
