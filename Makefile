@@ -25,7 +25,7 @@ format: $(VENV)/installed-test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/installed-test
-	$(BIN)/python benchmarks/mask_update.py
+	$(BIN)/python -m benchmarks.speed
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist

@@ -1,5 +1,7 @@
 """Inside and outside other transformations of optax, and of JAX."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,6 +216,52 @@ def test_vmap_over_target_sparsities_with_one_count():
     for target, mask in zip(targets, result, strict=True):
         alone = step(float(target), masks, jnp.int32(0))["kernel"]
         np.testing.assert_array_equal(mask, alone)
+
+
+def test_a_sweep_of_sparsities_selects_on_update_steps_alone():
+    """Eight runs in one program: its loop has no search outside the conditional."""
+    targets = jnp.linspace(0.2, 0.9, 8)
+    params = make_tree(0)["a"]
+    gradients = jax.tree.map(jnp.sin, params)
+
+    def chain(target):
+        schedule = gp.polynomial_schedule(target, 1, 9, every=4)
+        return optax.chain(optax.sgd(0.125), gp.gradual_prune(schedule))
+
+    def step(target, params, state):
+        updates, state = chain(target).update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    first = chain(0.5).init(params)
+    # The step count is one for all: a count for each would make a select of the cond.
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, first)
+    sweep = jax.vmap(step, in_axes=(0, 0, axes), out_axes=(0, axes))
+
+    def repeat(leaf):
+        return jnp.stack([leaf] * 8) if leaf.ndim else leaf
+
+    @jax.jit
+    def train(targets):
+        carry = jax.tree.map(repeat, (params, first))
+        return jax.lax.fori_loop(0, 12, lambda _, c: sweep(targets, *c), carry)
+
+    swept, state = train(targets)
+    one_step = jax.jit(step)
+    for i, target in enumerate(targets):
+        alone, alone_state = params, first
+        for _ in range(12):
+            alone, alone_state = one_step(target, alone, alone_state)
+        mine = jax.tree.map(lambda leaf: leaf[i], swept)  # noqa: B023
+        jax.tree.map(np.testing.assert_array_equal, mine, alone)
+        kept = gp.get_masks(state)["kernel"][i]
+        np.testing.assert_array_equal(kept, gp.get_masks(alone_state)["kernel"])
+
+    program = train.lower(targets).compile().as_text()
+    computations = {text.split(" ")[0]: text for text in program.split("\n\n")}
+    entry = next(text for name, text in computations.items() if name == "ENTRY")
+    body = computations[re.search(r" while\(.*body=(%[\w.\-]+)", entry).group(1)]
+    assert "conditional(" in body
+    assert " while(" not in body
 
 
 def test_bfloat16_parameters_made_inside_the_step_need_a_barrier():

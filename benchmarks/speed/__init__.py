@@ -1,0 +1,1 @@
+"""What pruning costs on this machine: time, memory, and the step around it."""

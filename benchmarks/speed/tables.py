@@ -1,0 +1,75 @@
+"""The figures as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """All tables, and where and when they were measured."""
+    updates = results["mask_update"]
+    normal = [row for row in updates if row["family"] == "normal"]
+    others = [row for row in updates if row["family"] != "normal"]
+    return "\n\n".join(
+        [
+            "**Mask updates of normal weights**",
+            _table(_UPDATE_COLUMNS, normal),
+            "**On other weights**, one leaf",
+            _table(_FAMILY_COLUMNS, others),
+            "**A step without a mask update**",
+            _table(_STEP_COLUMNS, results["step"]),
+            f"Measured by `make bench` on {results['machine']}, {results['date']}, "
+            f"jax {results['jax']}.",
+        ]
+    )
+
+
+def _times(row: dict[str, Any], rival: str) -> str:
+    """How many times as long a rival takes, or a dash where it was not measured."""
+    key = f"{rival}_ms"
+    return f"{row[key] / row['gradprune_ms']:,.0f}" if key in row else "-"
+
+
+def _ratio(row: dict[str, Any], rival: str) -> str:
+    """This library's time as a multiple of a rival's."""
+    return f"{row['gradprune_ms'] / row[f'{rival}_ms']:.2f}"
+
+
+_LEAVES = {
+    "leaves": lambda row: (
+        f"{row['leaves']} x {row['shape'][0]:,} x {row['shape'][1]:,}"
+    ),
+    "dtype": lambda row: row["dtype"],
+}
+_COSTS = {
+    "ms": lambda row: f"{row['gradprune_ms']:.2f}",
+    "ours / NumPy": lambda row: _ratio(row, "numpy"),
+    "ours / one read": lambda row: f"{row['gradprune_ms'] / row['one_read_ms']:.1f}",
+}
+_UPDATE_COLUMNS = (
+    _LEAVES
+    | _COSTS
+    | {
+        "argsort / ours": lambda row: _times(row, "argsort"),
+        "lax.top_k / ours": lambda row: _times(row, "top_k"),
+        "torch / ours": lambda row: _times(row, "torch"),
+        "temporary bytes a weight": lambda row: (
+            f"{row['temporary_bytes_per_weight']:.2f}"
+        ),
+        "state bytes a weight": lambda row: f"{row['state_bytes_per_weight']:.2f}",
+    }
+)
+_FAMILY_COLUMNS = {"weights": lambda row: row["family"]} | _LEAVES | _COSTS
+_STEP_COLUMNS = {
+    "step of": lambda row: row["step"],
+    "parameters": lambda row: f"{row['parameters']:,}",
+    "Adam, ms": lambda row: f"{row['adam_ms']:.2f}",
+    "Adam with pruning, ms": lambda row: f"{row['pruned_ms']:.2f}",
+    "ratio": lambda row: f"{row['ratio']:.3f}",
+}
+
+
+def _table(columns: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    lines = [list(columns), ["-"] * len(columns)]
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,70 @@
+"""The benchmarks run, and their tables say what was measured."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import stored
+from benchmarks.speed import mask_update, rivals, step, tables
+
+
+def test_a_case_is_measured_and_shown():
+    case = mask_update.Case(2, (30, 20), "bfloat16", "mostly zero")
+    row = mask_update.measure(case, repeats=1)
+    assert row["weights"] == 1_200
+    assert row["state_bytes_per_weight"] == pytest.approx(1, abs=0.01)
+    assert min(row["gradprune_ms"], row["numpy_ms"], row["one_read_ms"]) > 0
+    one = mask_update.measure(mask_update.Case(1, (30, 20)), repeats=1)
+    results = {
+        "mask_update": [row, one],
+        "step": [step.measure("the optimizer alone", repeats=1)],
+        "machine": "here",
+        "date": "today",
+        "jax": jax.__version__,
+    }
+    table = tables.markdown(results)
+    assert "| mostly zero | 2 x 30 x 20 | bfloat16 |" in table
+    assert f"| the optimizer alone | {10_000_000:,} |" in table
+    assert json.loads(json.dumps(results)) is not None
+
+
+def test_the_rivals_make_the_same_mask():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(40, 25)).astype(np.float32)
+    expected = rivals.numpy_mask(weights, 100)
+    assert expected.sum() == 100
+    np.testing.assert_array_equal(rivals.argsort_mask(weights, 100), expected)
+    np.testing.assert_array_equal(rivals.top_k_mask(weights, 100), expected)
+
+
+@pytest.mark.skipif(not rivals.HAS_TORCH, reason="torch is not installed")
+def test_torch_makes_the_same_mask_again_and_again():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(40, 25)).astype(np.float32)
+    run = rivals.torch_pruning(weights, 0.9)
+    for _ in range(2):
+        np.testing.assert_array_equal(run() != 0, rivals.numpy_mask(weights, 100))
+
+
+def test_every_family_is_drawn_and_every_size_is_measured():
+    cases = mask_update.cases(10**8)
+    assert {case.family for case in cases} == set(mask_update.FAMILIES)
+    sizes = {(case.leaves, case.weights) for case in cases}
+    assert {(1, 10**n) for n in (5, 6, 7, 8)} < sizes
+    assert {(10, 10**7), (200, 10**7)} < sizes
+    assert max(case.weights for case in mask_update.cases(10**6)) == 10**6
+
+
+def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "FOLDER", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nbelow\n")
+    stored.write("speed", {"figure": 1}, "new")
+    assert readme.read_text() == (
+        "above\n<!-- speed: begin -->\nnew\n<!-- speed: end -->\nbelow\n"
+    )
+    assert json.loads((tmp_path / "results" / "speed.json").read_text()) == {
+        "figure": 1
+    }
