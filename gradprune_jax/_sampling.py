@@ -27,11 +27,12 @@ from gradprune_jax._search import Bracket, Groups, Guess, search
 from gradprune_jax._summation import is_split
 
 # A sample pays where leaves are few and large. It saves several passes over the data,
-# and costs as many over the sample, and for each leaf a twentieth of a second when the
+# and costs a dozen over the sample, and for each leaf a twentieth of a second when the
 # update is compiled.
 MOST_LEAVES = 64
 SMALLEST_SAMPLED = 2**18
-# About so many units of a leaf, or more where that is less than one in so many.
+# About how many units of a leaf are sampled; more where that is less than one in
+# LARGEST_STRIDE.
 SAMPLE_SIZE = 2**12
 LARGEST_STRIDE = 2**10
 

@@ -215,7 +215,7 @@ def _is_exact(above: jax.Array, below: jax.Array) -> jax.Array:
 def _probe_line(state: _State) -> Probes:
     """Probes at the ranks k - d and k + d of a line through the counts at the ends."""
     low, high, *_ = state.bracket
-    units = state.above + state.below
+    units = jnp.maximum(state.above + state.below, 1)  # none where a search is over
     deviation = jnp.sqrt(state.above * (state.below / units))
     distance = jnp.maximum(0.7 * deviation, 0.5) * state.reach
     width = (high - low).astype(jnp.float32)
