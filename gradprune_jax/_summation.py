@@ -23,8 +23,8 @@ import numpy as np
 SMALLEST_GROUPED = 2**12
 # How many neighbours XLA sums in one go, without writing them to memory before.
 LONGEST_GROUP = 32
-# Shorter groups are formed only where longer ones do not fit.
-SHORTEST_GROUP = 8
+# The same across other axes, whose units are not neighbours in memory.
+LONGEST_ACROSS = 8
 # Where groups hold fewer units, their sums take more than half a byte a unit.
 ENOUGH_GROUPED = 12
 # Smaller arrays are taken to be on one device, where the mesh is not known and no group
@@ -32,27 +32,35 @@ ENOUGH_GROUPED = 12
 SMALLEST_SPLIT = 2**18
 # Over how many devices an axis may be split where the mesh is not known: `in_shardings`
 # show only when the program is compiled.
-USUAL_DEVICES = 32
+USUAL_DEVICES = 16
 
 
 def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The sum of a bool array over `axes`: uint32."""
-    return _sum_packed(marked.astype(jnp.uint32), axes, fields=1, may_cross=False)[0]
+    return _sum_packed(marked.astype(jnp.uint32), axes, fields=1)[0]
 
 
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The sums of two bool arrays over `axes`, in one read: uint32 [2, ...]."""
     packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    may_cross = _may_cross_devices(packed)
-    sums = [
-        _sum_packed(part, axes, fields=2, may_cross=may_cross)
-        for part in _even_parts(packed, axes)
-    ]
+    if packed.size < SMALLEST_GROUPED or not axes or _group_sizes(packed, axes[-1]):
+        return _sum_packed(packed, axes, fields=2)
+    if len(axes) == packed.ndim and _is_on_one_device(packed):
+        even = packed.size - packed.size % LONGEST_GROUP
+        parts = jnp.split(packed.ravel(), [even])
+        grouped = _sum_packed(parts[0], (0,), fields=2, groups={0: LONGEST_GROUP})
+        return grouped + _sum_packed(parts[1], (0,), fields=2)
+    parts = _even_parts(packed, axes[-1])
+    sums = [_sum_packed(part, axes, fields=2) for part in parts]
     return functools.reduce(jnp.add, sums)
 
 
 def _sum_packed(
-    packed: jax.Array, axes: tuple[int, ...], *, fields: int, may_cross: bool
+    packed: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    fields: int,
+    groups: dict[int, int] | None = None,
 ) -> jax.Array:
     """The sums over `axes` of each half of integers: uint32 [fields, ...].
 
@@ -60,15 +68,14 @@ def _sum_packed(
     """
     sums = packed
     if sums.size >= SMALLEST_GROUPED:
-        sums = _sum_groups(sums, _groups(sums, axes, may_cross=may_cross))
+        sums = _sum_groups(sums, groups or _groups(sums, axes))
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     shifts = np.array([0, 16][:fields], np.int32).reshape(-1, *[1] * sums.ndim)
     unpacked = (jnp.expand_dims(sums, 0) >> shifts) & 0xFFFF
     axes = tuple(axis + 1 for axis in axes)
     if packed.size >= SMALLEST_GROUPED:
-        groups = _groups(unpacked, axes, may_cross=False)
-        unpacked = _sum_groups(unpacked, groups)
+        unpacked = _sum_groups(unpacked, _groups(unpacked, axes))
     unpacked = jax.lax.bitcast_convert_type(unpacked, jnp.uint32)
     return jnp.sum(unpacked, axes, dtype=jnp.uint32)
 
@@ -84,9 +91,7 @@ def _sum_groups(numbers: jax.Array, groups: dict[int, int]) -> jax.Array:
     return numbers.reshape(shape).sum(grouped, dtype=numbers.dtype)
 
 
-def _groups(
-    array: jax.Array, axes: tuple[int, ...], *, may_cross: bool
-) -> dict[int, int]:
+def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
     """Which axes to sum in groups, and the size of each group.
 
     Units that are neighbours in memory lie along the last axis, so its groups may be
@@ -96,59 +101,50 @@ def _groups(
     for axis in reversed(axes):
         if math.prod(groups.values()) >= ENOUGH_GROUPED:
             break
-        longest = LONGEST_GROUP if axis == axes[-1] else SHORTEST_GROUP
-        sizes = _group_sizes(array, axis, longest, may_cross)
-        if sizes and not is_split(array, axis):
+        sizes = _group_sizes(array, axis)
+        if axis != axes[-1]:
+            sizes = [size for size in sizes if size <= LONGEST_ACROSS]
+        if sizes:
             groups[axis] = sizes[-1]
     return groups
 
 
-def _group_sizes(
-    array: jax.Array, axis: int, longest: int, may_cross: bool
-) -> list[int]:
+def _group_sizes(array: jax.Array, axis: int) -> list[int]:
     """The sizes of groups that divide an axis and every device's part of it."""
-    length = array.shape[axis]
-    part = length // math.gcd(length, _most_devices(array))
-    sizes = [size for size in range(2, longest + 1) if part % size == 0]
-    if not sizes and may_cross:
-        sizes = [size for size in range(2, longest + 1) if length % size == 0]
-    return sizes
+    if is_split(array, axis):
+        return []
+    part = _part_of_device(array, axis)
+    return [size for size in range(2, LONGEST_GROUP + 1) if part % size == 0]
 
 
-def _even_parts(array: jax.Array, axes: tuple[int, ...]) -> list[jax.Array]:
-    """The array, or its parts along the last axis, if that allows no groups.
+def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
+    """Two parts of an array along an axis, of which the first allows groups.
 
-    Devices hold an axis in equal parts, so each of these is parted, not the axis.
+    Each device's part of the axis is parted, not the axis.
     """
-    if array.size < SMALLEST_GROUPED or not axes:
-        return [array]
-    axis = axes[-1]
-    length = array.shape[axis]
-    part = length // math.gcd(length, _most_devices(array))
+    part = _part_of_device(array, axis)
     even = part - part % LONGEST_GROUP
-    may_cross = _may_cross_devices(array)
-    if _group_sizes(array, axis, LONGEST_GROUP, may_cross) or is_split(array, axis):
-        return [array]
-    if not even:
+    if not even or is_split(array, axis):
         return [array]
     before, after = array.shape[:axis], array.shape[axis + 1 :]
-    by_device = array.reshape(*before, length // part, part, *after)
+    by_device = array.reshape(*before, -1, part, *after)
     return [
         piece.reshape(*before, -1, *after)
         for piece in jnp.split(by_device, [even], axis=axis + 1)
     ]
 
 
-def _most_devices(array: jax.Array) -> int:
-    """Over how many devices an axis of an array may be split."""
+def _part_of_device(array: jax.Array, axis: int) -> int:
+    """The length that a device holds of an axis, if it is split as far as may be."""
     mesh = jax.typeof(array).sharding.mesh
-    return USUAL_DEVICES if mesh.empty else mesh.size
+    devices = USUAL_DEVICES if mesh.empty else mesh.size
+    length = array.shape[axis]
+    return length // math.gcd(length, devices)
 
 
-def _may_cross_devices(array: jax.Array) -> bool:
-    """Whether groups may all the same: in small arrays on no known mesh."""
-    mesh = jax.typeof(array).sharding.mesh
-    return mesh.empty and array.size < SMALLEST_SPLIT
+def _is_on_one_device(array: jax.Array) -> bool:
+    """Whether to take a small array on no known mesh for a whole one."""
+    return jax.typeof(array).sharding.mesh.empty and array.size < SMALLEST_SPLIT
 
 
 def is_split(array: jax.Array, axis: int) -> bool:
