@@ -24,7 +24,7 @@ from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._counting import Units, sum_over_mesh
 from gradprune_jax._search import Bracket, Groups, Guess, search
-from gradprune_jax._summation import is_split
+from gradprune_jax._summation import is_split, part_of_device
 
 # A sample pays where leaves are few and large. It saves several passes over the data,
 # and costs a dozen over the sample, and for each leaf a twentieth of a second when the
@@ -187,11 +187,12 @@ def _grid(leaf: Units) -> jax.Array:
 def _every(keys: jax.Array, axis: int, stride: int) -> jax.Array:
     """Every so many positions of one axis, without moving any between devices.
 
-    Devices hold an axis in equal blocks. So it is taken apart into blocks as short as
-    may be, and the positions are taken from inside of each.
+    Devices hold an axis in equal parts. So it is taken apart into blocks as short as
+    may be, of which none reaches over a part, and the positions are taken from each.
     """
-    length = keys.shape[axis]
-    block = next(n for n in range(stride, length + 1) if length % n == 0)
+    length, part = keys.shape[axis], part_of_device(keys, axis)
+    stride = min(stride, part)
+    block = next(n for n in range(stride, part + 1) if part % n == 0)
     shape = keys.shape
     blocks = keys.reshape(*shape[:axis], length // block, block, *shape[axis + 1 :])
     taken = jax.lax.slice_in_dim(blocks, stride // 2, block, stride, axis + 1)

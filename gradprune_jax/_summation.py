@@ -113,7 +113,7 @@ def _group_sizes(array: jax.Array, axis: int) -> list[int]:
     """The sizes of groups that divide an axis and every device's part of it."""
     if is_split(array, axis):
         return []
-    part = _part_of_device(array, axis)
+    part = part_of_device(array, axis)
     return [size for size in range(2, LONGEST_GROUP + 1) if part % size == 0]
 
 
@@ -122,7 +122,7 @@ def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
 
     Each device's part of the axis is parted, not the axis.
     """
-    part = _part_of_device(array, axis)
+    part = part_of_device(array, axis)
     even = part - part % LONGEST_GROUP
     if not even or is_split(array, axis):
         return [array]
@@ -134,7 +134,7 @@ def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
     ]
 
 
-def _part_of_device(array: jax.Array, axis: int) -> int:
+def part_of_device(array: jax.Array, axis: int) -> int:
     """The length that a device holds of an axis, if it is split as far as may be."""
     mesh = jax.typeof(array).sharding.mesh
     devices = USUAL_DEVICES if mesh.empty else mesh.size
