@@ -1,16 +1,31 @@
-"""Where figures are kept: raw in `results/`, and as tables in `README.md`."""
+"""Where figures come from, and where they are kept."""
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 import pathlib
+import platform
 from typing import Any
+
+import jax
 
 FOLDER = pathlib.Path(__file__).parent
 
 
+def machine() -> dict[str, Any]:
+    """Where and when figures are measured."""
+    device = jax.devices()[0]
+    return {
+        "machine": f"{os.cpu_count()} {platform.machine()} cores, {device.device_kind}",
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
+    }
+
+
 def write(name: str, results: dict[str, Any], table: str) -> None:
-    """Stores figures, and their table between the marks of this name."""
+    """Stores figures in `results/`, and their table between marks in `README.md`."""
     path = FOLDER / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")

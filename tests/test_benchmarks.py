@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import stored
+from benchmarks.program import Program
 from benchmarks.speed import mask_update, rivals, step, tables
 
 
@@ -68,3 +69,31 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results" / "speed.json").read_text()) == {
         "figure": 1
     }
+
+
+def test_the_collectives_of_a_program_are_read_from_its_text():
+    program = """
+%body.1 (p: u32[2]) -> u32[2] {
+  %r = (u32[2]{0}, u32[2,3]{1,0}) all-reduce(%a, %b), to_apply=%add
+}
+
+%condition.1 (p: u32[2]) -> pred[] {
+  ROOT %c = pred[] compare(%a, %b), direction=LT
+}
+
+%add (x: u32[], y: u32[]) -> u32[] {
+  ROOT %s = u32[] add(%x, %y)
+}
+
+ENTRY %main (p: u32[2]) -> u32[2] {
+  %s = bf16[128]{0} all-reduce-start(%a), to_apply=%add
+  %g = u32[4]{0} all-gather(%s), dimensions={0}
+  ROOT %w = u32[2]{0} while(%p), condition=%condition.1, body=%body.1
+}
+"""
+    found = Program.parse(program).communication()
+    assert found["collectives"]["all-reduce"] == {"number": 2, "bytes": 32 + 256}
+    assert found["collectives"]["all-gather"] == {"number": 1, "bytes": 16}
+    assert found["collectives"]["all-to-all"]["number"] == found["sorts"] == 0
+    assert found["largest_all_reduce_bytes"] == 256
+    assert found["loops"] == [{"all_reduces": 1, "bytes": 32}]

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
-from typing import Any
 
-import jax
 from rich.progress import track
 
 from benchmarks import stored
-from benchmarks.speed import mask_update, rivals, step, tables
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures were measured."""
-    device = jax.devices()[0]
-    return {
-        "machine": f"{os.cpu_count()} {platform.machine()} cores, {device.device_kind}",
-        "date": datetime.date.today().isoformat(),
-        "jax": jax.__version__,
-        "torch": rivals.HAS_TORCH,
-    }
+from benchmarks.speed import mask_update, step, tables
 
 
 def main() -> None:
     """Measures, prints and stores."""
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9, help="calls of each case")
+    parser.add_argument("--repeats", type=int, default=7, help="calls of each case")
     parser.add_argument("--largest", type=int, default=10**8, help="most weights")
     parser.add_argument("--dry", action="store_true", help="print only, store nothing")
     arguments = parser.parse_args()
-    results = machine() | {
+    results = stored.machine() | {
         "mask_update": [
             mask_update.measure(case, arguments.repeats)
             for case in track(mask_update.cases(arguments.largest), "mask updates")
