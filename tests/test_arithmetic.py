@@ -99,6 +99,20 @@ def test_sums_pass_32_bits(numbers):
     assert list(arithmetic.as_integer(total)) == [sum(numbers) * 2**8]
 
 
+def test_the_leaves_of_seven_billion_weights_add_up():
+    """Those of benchmarks/scale.py, under one global threshold."""
+    layer = [4_096 * 4_096] * 4 + [4_096 * 11_008] * 3
+    sizes = [32_000 * 4_096, *layer * 32, 4_096 * 32_000]
+    running = arithmetic.cumulative_sum(jnp.asarray(np.array(sizes, np.uint32)))
+    assert len(sizes) == 226
+    assert arithmetic.as_integer(running)[-1] == sum(sizes) == 6_738_149_376
+    for sparsity in (0.5, 0.9, 0.98, 0.999):
+        kept = arithmetic.kept_count([sum(sizes)], jnp.float32(sparsity))
+        assert list(arithmetic.as_integer(kept)) == [
+            oracle.kept_count(sum(sizes), sparsity)
+        ]
+
+
 def test_nonsense_sparsities_of_tracers_do_no_harm():
     for sparsity, expected in [(-1.0, 10), (2.0, 0), (float("nan"), 10)]:
         kept = jax.jit(lambda s: arithmetic.kept_count([10], s))(sparsity)
