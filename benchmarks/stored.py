@@ -24,6 +24,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def read(name: str) -> dict[str, Any]:
+    """The figures of an earlier run, or none."""
+    path = FOLDER / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def write(name: str, results: dict[str, Any], table: str) -> None:
     """Stores figures in `results/`, and their table between marks in `README.md`."""
     path = FOLDER / "results" / f"{name}.json"

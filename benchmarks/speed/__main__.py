@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from rich.progress import track
 
@@ -15,23 +16,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="calls of each case")
     parser.add_argument("--largest", type=int, default=10**8, help="most weights")
+    parser.add_argument("--only", choices=PARTS, help="keep the other's last figures")
     parser.add_argument("--dry", action="store_true", help="print only, store nothing")
     arguments = parser.parse_args()
-    results = stored.machine() | {
-        "mask_update": [
-            mask_update.measure(case, arguments.repeats)
-            for case in track(mask_update.cases(arguments.largest), "mask updates")
-        ],
-        "step": [
-            step.measure(name, 5 * arguments.repeats)
-            for name in track(list(step.PROBLEMS), "steps")
-        ]
-        + [step.measure_sweep(5 * arguments.repeats)],
-    }
+    results = stored.read("speed") | stored.machine()
+    for part in [arguments.only] if arguments.only else PARTS:
+        results[part] = PARTS[part](arguments)
     table = tables.markdown(results)
     print(table)
     if not arguments.dry:
         stored.write("speed", results, table)
+
+
+def mask_updates(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All mask updates."""
+    cases = mask_update.cases(arguments.largest)
+    return [
+        mask_update.measure(case, arguments.repeats)
+        for case in track(cases, "mask updates")
+    ]
+
+
+def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All steps without a mask update."""
+    repeats = 5 * arguments.repeats
+    measured = [step.measure(name, repeats) for name in track(step.PROBLEMS, "steps")]
+    return [*measured, step.measure_sweep(repeats)]
+
+
+PARTS = {"mask_update": mask_updates, "step": steps}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def markdown(results: dict[str, Any]) -> str:
         [
             "**Mask updates of normal weights**",
             _table(_UPDATE_COLUMNS, normal),
-            "**On other weights**, one leaf",
+            "**Mask updates of other weights**",
             _table(_FAMILY_COLUMNS, others),
             "**A step without a mask update**",
             _table(_STEP_COLUMNS, results["step"]),
