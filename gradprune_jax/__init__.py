@@ -4,7 +4,9 @@ schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
 tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
 """
 
+from gradprune_jax._dry_run import plan as plan
 from gradprune_jax._inspection import check_pruned as check_pruned
+from gradprune_jax._inspection import dead_channels as dead_channels
 from gradprune_jax._inspection import metrics as metrics
 from gradprune_jax._inspection import sparsity as sparsity
 from gradprune_jax._masks import apply_masks as apply_masks
@@ -13,15 +15,22 @@ from gradprune_jax._masks import masks_from_params as masks_from_params
 from gradprune_jax._masks import set_masks as set_masks
 from gradprune_jax._plan import LeafPlan as LeafPlan
 from gradprune_jax._plan import Plan as Plan
-from gradprune_jax._plan import plan as plan
+from gradprune_jax._prune import prune as prune
 from gradprune_jax._rules import Rule as Rule
 from gradprune_jax._rules import is_weight as is_weight
+from gradprune_jax._rules_json import rules_from_json as rules_from_json
+from gradprune_jax._rules_json import rules_to_json as rules_to_json
 from gradprune_jax._schedules import SparsitySchedule as SparsitySchedule
 from gradprune_jax._schedules import custom_schedule as custom_schedule
 from gradprune_jax._schedules import one_shot_schedule as one_shot_schedule
 from gradprune_jax._schedules import polynomial_schedule as polynomial_schedule
+from gradprune_jax._sensitivity import Sensitivity as Sensitivity
+from gradprune_jax._sensitivity import sensitivity as sensitivity
 from gradprune_jax._state import GradualPruneState as GradualPruneState
 from gradprune_jax._state import WithGradualPruneState as WithGradualPruneState
+from gradprune_jax._structures import NM as NM
+from gradprune_jax._structures import Block as Block
+from gradprune_jax._structures import Channel as Channel
 from gradprune_jax._structures import Structure as Structure
 from gradprune_jax._structures import Unstructured as Unstructured
 from gradprune_jax._transform import gradual_prune as gradual_prune

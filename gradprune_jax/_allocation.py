@@ -8,15 +8,30 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
-from gradprune_jax._rules import Allocation
+from gradprune_jax._rules import Rule
+from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._structures import NM
 
 # Flat indices, and thresholds above them, are uint32.
 LARGEST_LEAF = 2**32 - 2
+
+
+class Segment(NamedTuple):
+    """A leaf, or one slice of a stacked leaf.
+
+    Attributes:
+      units: the number of its units: weights, blocks or channels.
+      shape: the shape of its weights.
+    """
+
+    units: int
+    shape: tuple[int, ...]
 
 
 class Budget(NamedTuple):
@@ -24,26 +39,26 @@ class Budget(NamedTuple):
 
     Attributes:
       kept: the kept units of each group.
-      together: whether all segments (leaves, or slices of stacked leaves) are one
-        group with one threshold; else each is a group of its own.
+      together: whether all segments are one group with one threshold; else each is a
+        group of its own.
     """
 
     kept: Count
     together: bool
 
 
-def allocate(
-    allocation: Allocation, sizes: Sequence[int], sparsity: jax.Array
-) -> Budget:
-    r"""The budget of a rule at a sparsity.
+def allocate(rule: Rule, segments: Sequence[Segment], step: jax.Array) -> Budget:
+    r"""The budget of a rule at a step.
 
     Uniform allocation keeps :math:`n - \mathrm{round}(s n)` units of every segment;
     global allocation keeps that many of all segments together, whichever they are in.
+    Under ``"erk"`` every segment goes from the schedule's initial sparsity to its own
+    final one (:func:`erk_densities`) along the schedule's curve.
 
     Args:
-      allocation: ``"uniform"`` or ``"global"``.
-      sizes: the number of units of each segment.
-      sparsity: float32 scalar, the rule's sparsity s.
+      rule: the rule, with a schedule.
+      segments: its leaves, or the slices of all its leaves.
+      step: integer scalar, the step of the schedule.
 
     Returns:
       The budget.
@@ -51,23 +66,28 @@ def allocate(
     Raises:
       ValueError: if the units are too many to be counted.
     """
-    together = allocation == "global"
-    groups = [sum(sizes)] if together else list(sizes)
+    schedule: Any = rule.schedule
+    together = rule.allocation == "global"
+    sizes = [segment.units for segment in segments]
+    groups = [sum(sizes)] if together else sizes
     if max(sizes, default=0) > LARGEST_LEAF:
         raise ValueError(
-            f"a leaf has {max(sizes)} weights that are ranked together; at most "
+            f"a leaf has {max(sizes)} units that are ranked together; at most "
             f"{LARGEST_LEAF} can be. Split it, or give its stack_axis."
         )
     if max(groups, default=0) > arithmetic.LARGEST_COUNT:
         raise ValueError(
-            f"{max(groups)} weights are ranked together; at most "
+            f"{max(groups)} units are ranked together; at most "
             f"{arithmetic.LARGEST_COUNT} can be. Use several rules."
         )
-    return Budget(arithmetic.kept_count(groups, sparsity), together)
+    if rule.allocation == "erk":
+        return Budget(_erk_kept(schedule, segments, step), together)
+    return Budget(arithmetic.kept_count(groups, schedule.sparsity(step)), together)
 
 
-def floors(min_density: Any, sizes: Sequence[int]) -> Count:
+def floors(min_density: Any, segments: Sequence[Segment]) -> Count:
     r"""The units that each segment keeps in any case: :math:`\lceil d n \rceil`."""
+    sizes = [segment.units for segment in segments]
     if is_traced(min_density):
         return arithmetic.ceiling_count(sizes, min_density)
     return arithmetic.as_count([least_units(size, min_density) for size in sizes])
@@ -75,8 +95,6 @@ def floors(min_density: Any, sizes: Sequence[int]) -> Count:
 
 def kept_units(size: int, sparsity: float) -> int:
     r"""The kept count of one group as a Python integer: :math:`n - round(s n)`.
-
-    The same numbers as :func:`allocate`, for plans made before any array exists.
 
     Example:
       >>> kept_units(1_000, 0.9)
@@ -98,3 +116,124 @@ def least_units(size: int, min_density: Any) -> int:
       (100, 1)
     """
     return math.ceil(size * fractions.Fraction(str(np.asarray(min_density)[()])))
+
+
+def erk_densities(segments: Sequence[Segment], density: Any, most: Any = 1.0) -> Any:
+    r"""Erdos-Renyi-kernel densities: higher for small and for narrow layers.
+
+    .. math:: d_l = \min\Big(d_{max}, \epsilon
+        \frac{\sum_i \mathrm{shape}_{l, i}}{\prod_i \mathrm{shape}_{l, i}}\Big),
+        \qquad \sum_l d_l n_l = d \sum_l n_l
+
+    Layers whose density would exceed the most are set to it, those of the largest
+    ratio first, until the :math:`\epsilon` of the others holds for all of them.
+
+    Args:
+      segments: the layers; n is the number of their units.
+      density: d, the fraction of all units that is kept; traced or not.
+      most: the largest density of a layer; traced or not.
+
+    Returns:
+      float64 [layers] for numbers, float32 for tracers.
+
+    Example:
+      >>> layers = [Segment(100, (10, 10)), Segment(10_000, (100, 100))]
+      >>> print(erk_densities(layers, density=0.1))
+      [0.91818182 0.09181818]
+
+    References:
+      Evci et al., `Rigging the lottery <https://arxiv.org/abs/1911.11134>`_, 2020,
+      section 3.
+    """
+    xp: Any = jnp if is_traced(density) or is_traced(most) else np
+    sizes = np.array([segment.units for segment in segments], float)
+    sums = np.array([sum(segment.shape) for segment in segments], float)
+    weights = np.array([math.prod(segment.shape) for segment in segments], float)
+    ratios = sums / np.maximum(weights, 1)
+    order = np.argsort(-ratios, kind="stable")
+    # With the m layers of largest ratio at the most, for m = 0, 1, ...
+    capped = np.cumsum(sizes[order]) - sizes[order]
+    shared = np.cumsum((sizes * ratios)[order][::-1])[::-1]
+    scales = (density * sizes.sum() - most * capped) / np.maximum(shared, 1e-30)
+    holds = scales * ratios[order] <= most
+    scale = xp.where(xp.any(holds), scales[xp.argmax(holds)], np.inf)
+    return xp.clip(xp.minimum(most, scale * ratios), 0.0, 1.0)
+
+
+def final_units(rule: Rule, segments: Sequence[Segment]) -> tuple[int, ...] | None:
+    """The units that each segment keeps in the end, as Python integers.
+
+    The same numbers as :func:`allocate`, for plans made before any array exists.
+
+    Args:
+      rule: the rule, with a concrete schedule.
+      segments: its leaves, or the slices of all its leaves.
+
+    Returns:
+      One number a segment; None under global allocation, where weights decide.
+
+    Example:
+      >>> from gradprune_jax import polynomial_schedule
+      >>> rule = Rule(polynomial_schedule(0.9, 0, 100), allocation="erk")
+      >>> final_units(rule, [Segment(100, (10, 10)), Segment(10_000, (100, 100))])
+      (92, 918)
+    """
+    schedule: Any = rule.schedule
+    if rule.allocation == "global":
+        return None
+    if rule.allocation == "erk":
+        return _erk_final(schedule, segments)
+    if isinstance(rule.structure, NM):
+        pattern = rule.structure
+        return tuple(segment.units // pattern.of * pattern.keep for segment in segments)
+    return tuple(
+        kept_units(segment.units, schedule.final_sparsity) for segment in segments
+    )
+
+
+def final_total(rule: Rule, segments: Sequence[Segment]) -> int:
+    """The units that all segments together keep in the end."""
+    schedule: Any = rule.schedule
+    each = final_units(rule, segments)
+    if each is not None:
+        return sum(each)
+    sizes = [segment.units for segment in segments]
+    least = sum(least_units(size, rule.min_density) for size in sizes)
+    return max(kept_units(sum(sizes), schedule.final_sparsity), least)
+
+
+def _erk_final(
+    schedule: SparsitySchedule, segments: Sequence[Segment]
+) -> tuple[int, ...]:
+    """The units that each segment keeps in the end under ERK (concrete schedules)."""
+    initial, final = (
+        float(np.float32(s))
+        for s in (schedule.initial_sparsity, schedule.final_sparsity)
+    )
+    # No layer may end denser than all begin, for masks never grow.
+    densities = erk_densities(segments, 1 - max(initial, final), 1 - initial)
+    return tuple(
+        min(
+            max(round(float(density) * segment.units), min(segment.units, final < 1)),
+            kept_units(segment.units, initial),
+        )
+        for density, segment in zip(densities, segments, strict=True)
+    )
+
+
+def _erk_kept(
+    schedule: SparsitySchedule, segments: Sequence[Segment], step: jax.Array
+) -> Count:
+    """What each segment keeps at a step on its way to its ERK density."""
+    sizes = [segment.units for segment in segments]
+    initial = arithmetic.kept_count(sizes, jnp.float32(schedule.initial_sparsity))
+    if schedule.is_concrete:
+        final = arithmetic.as_count(_erk_final(schedule, segments))
+    else:
+        most = 1 - schedule.initial_sparsity
+        density = jnp.minimum(1 - schedule.final_sparsity, most)
+        densities = erk_densities(segments, density, most)
+        final = arithmetic.minimum(arithmetic.kept_count(sizes, 1 - densities), initial)
+    pruned = arithmetic.subtract(initial, final)
+    so_far = arithmetic.rounded_product(pruned, schedule.progress(step))
+    return arithmetic.subtract(initial, so_far)

@@ -132,12 +132,17 @@ def kept_count(sizes: Sequence[int], sparsity: jax.Array) -> Count:
       [1 10000002]
     """
     total = as_count(sizes)
-    floor, half, sticky = _multiply(sizes, sparsity)
-    round_up = half & (sticky | (floor.low & 1).astype(bool))
-    pruned = add(floor, _from_bool(round_up))
     one = jnp.asarray(np.array([min(n, 1) for n in sizes], np.uint32))
     least = jnp.where(sparsity >= 1, jnp.zeros_like(one), one)
-    return maximum(subtract(total, pruned), Count(jnp.zeros_like(least), least))
+    kept = subtract(total, rounded_product(total, sparsity))
+    return maximum(kept, from_uint32(least))
+
+
+def rounded_product(counts: Count, fraction: jax.Array) -> Count:
+    """The exact product with a float32 in [0, 1], rounded, halves to even."""
+    floor, half, sticky = _multiply(counts, fraction)
+    round_up = half & (sticky | (floor.low & 1).astype(bool))
+    return add(floor, _from_bool(round_up))
 
 
 def ceiling_count(sizes: Sequence[int], fraction: jax.Array) -> Count:
@@ -153,13 +158,22 @@ def ceiling_count(sizes: Sequence[int], fraction: jax.Array) -> Count:
     Returns:
       The counts, of shape ``[len(sizes)]``; all of a group if the fraction is 1.
     """
-    floor, half, sticky = _multiply(sizes, fraction, half_ulp_below=True)
+    total = as_count(sizes)
+    floor, half, sticky = _multiply(total, fraction, half_ulp_below=True)
     least = add(floor, _from_bool(half | sticky))
-    return select(fraction >= 1, as_count(sizes), least)
+    return select(fraction >= 1, total, least)
+
+
+def float32_parts(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Integers m < 2^24 and e >= 1 of non-negative floats m 2^(e - 150): uint32."""
+    bits = jax.lax.bitcast_convert_type(numbers.astype(jnp.float32), jnp.uint32)
+    exponent = bits >> 23
+    mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), 0)
+    return mantissa, jnp.maximum(exponent, 1)
 
 
 def _multiply(
-    sizes: Sequence[int], fraction: jax.Array, *, half_ulp_below: bool = False
+    counts: Count, fraction: jax.Array, *, half_ulp_below: bool = False
 ) -> tuple[Count, jax.Array, jax.Array]:
     """The exact n * f for f in [0, 1]: its floor, the bit after it, and any bit after.
 
@@ -171,25 +185,22 @@ def _multiply(
     # NaN and values outside [0, 1] can only come from tracers; they prune nothing or
     # everything, where the bits would be nonsense.
     fraction = jnp.where(fraction > 0, jnp.minimum(fraction, 1.0), 0.0)
-    bits = jax.lax.bitcast_convert_type(fraction.astype(jnp.float32), jnp.uint32)
-    exponent = bits >> 23
-    mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), 0)
-    shift = 150 - jnp.maximum(exponent, 1)
+    mantissa, exponent = float32_parts(fraction)
+    shift = 150 - exponent
     if half_ulp_below:
         mantissa = jnp.where(mantissa > 0, 2 * mantissa - 1, 0)
         shift += 1
 
-    lanes = [jnp.zeros(len(sizes), jnp.uint32)] * 3
-    for i in range(3):
-        digits = [n >> (16 * i) for n in sizes]
-        digit = np.array([n & 0xFFFF if i < 2 else n for n in digits], np.uint32)
+    lanes = [jnp.zeros_like(counts.low)] * 3
+    digits = (counts.low & 0xFFFF, counts.low >> 16, counts.high)
+    for i, digit in enumerate(digits):
         for j in range(2):
             partial = digit * ((mantissa >> (13 * j)) & 0x1FFF)
             lanes = _add_shifted(lanes, partial, 16 * i + 13 * j)
 
     # One bit less, to see the bit below the point; beyond 95 nothing is left.
     shift = jnp.minimum(shift - 1, 95)
-    sticky = jnp.zeros(len(sizes), bool)
+    sticky = jnp.zeros(counts.low.shape, bool)
     for power in (64, 32, 16, 8, 4, 2, 1):
         shifted, lost = _shift_right(lanes, power)
         chosen = (shift & power) != 0

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from gradprune_jax._magnitudes import largest_key
 from gradprune_jax._shards import Shard
-from gradprune_jax._structures import Structure, largest_key
 from gradprune_jax._summation import sum_one, sum_pair
 
 
@@ -25,21 +25,20 @@ class Units(NamedTuple):
     """The units of one leaf, as selection sees them.
 
     Attributes:
-      weights: the leaf, or its local piece.
-      mask: bool of its shape; pruned weights rank as zeros.
+      data: arrays of the units' shape, local pieces inside `shard_map`, from which keys
+        are made.
+      make_keys: the rank of every unit from its data, an unsigned integer.
       first: bool of the units' shape, units to keep before all others; or None.
       last_index: the last flat index of a slice, uint32 scalar.
-      structure: how weights form units.
-      dtype: the floating dtype in which magnitudes are ranked.
+      dtype: the floating dtype whose magnitudes the keys rank.
       stack_axis: the axis whose slices are ranked apart, or None.
       shard: where the local units lie among those of the whole leaf.
     """
 
-    weights: jax.Array
-    mask: jax.Array
+    data: tuple[jax.Array, ...]
+    make_keys: Callable[..., jax.Array]
     first: jax.Array | None
     last_index: jax.Array
-    structure: Structure
     dtype: Any
     stack_axis: int | None
     shard: Shard
@@ -47,19 +46,21 @@ class Units(NamedTuple):
     @classmethod
     def of_leaf(
         cls,
-        weights: jax.Array,
-        mask: jax.Array,
+        data: tuple[jax.Array, ...],
+        make_keys: Callable[..., jax.Array],
         *,
-        structure: Structure,
         dtype: Any,
         stack_axis: int | None,
         shard: Shard,
     ) -> Units:
         """The units of one leaf, none of them kept before others."""
-        units = cls(
-            weights, mask, None, jnp.uint32(0), structure, dtype, stack_axis, shard
-        )
+        units = cls(data, make_keys, None, jnp.uint32(0), dtype, stack_axis, shard)
         return units._replace(last_index=jnp.uint32(max(units.slice_size, 1) - 1))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the units, of their local piece inside `shard_map`."""
+        return self.data[0].shape
 
     @property
     def slices(self) -> int:
@@ -81,17 +82,14 @@ class Units(NamedTuple):
         It would move keys and indices out of a search's loop, or share them between
         uses, and write and read arrays as large as the weights.
         """
-        arrays = (self.weights, self.mask, self.first, self.last_index)
+        arrays = (self.data, self.first, self.last_index)
         arrays, others = jax.lax.optimization_barrier((arrays, others))
-        weights, mask, first, last_index = arrays
-        pinned = self._replace(
-            weights=weights, mask=mask, first=first, last_index=last_index
-        )
-        return pinned, others
+        data, first, last_index = arrays
+        return self._replace(data=data, first=first, last_index=last_index), others
 
     def keys(self) -> jax.Array:
         """The rank of every unit as an unsigned integer."""
-        keys = self.structure.unit_keys(self.weights, self.mask, self.dtype)
+        keys = self.make_keys(*self.data)
         if self.first is None:
             return keys
         above_all = np.asarray(largest_key(self.dtype) + 1, keys.dtype)
@@ -103,13 +101,13 @@ class Units(NamedTuple):
         A lower index is a larger number, so ties too are broken by a search for the
         largest threshold.
         """
-        local_shape = self.structure.unit_shape(self.weights.shape)
-        index = jnp.expand_dims(self.last_index, range(len(local_shape)))
+        axes = range(len(self.shape))
+        index = jnp.expand_dims(self.last_index, axes)
         stride = 1
-        for axis in reversed(range(len(local_shape))):
+        for axis in reversed(axes):
             if axis != self.stack_axis:
-                position = self.shard.positions(axis, local_shape[axis]) * stride
-                others = [other for other in range(len(local_shape)) if other != axis]
+                position = self.shard.positions(axis, self.shape[axis]) * stride
+                others = [other for other in axes if other != axis]
                 index -= jnp.expand_dims(position, others)
                 stride *= self.shard.shape[axis]
         return index
@@ -120,14 +118,14 @@ class Units(NamedTuple):
         if axis is None:
             return jnp.expand_dims(per_slice[..., 0], self._unit_axes(last))
         if self.shard.axis_names[axis]:
-            size = self.weights.shape[axis]
+            size = self.shape[axis]
             start = self.shard.offset(axis, size)
             per_slice = jax.lax.dynamic_slice_in_dim(per_slice, start, size, last)
         return jnp.expand_dims(per_slice, self._unit_axes(last))
 
     def sum_units(self, marked: jax.Array) -> jax.Array:
         """How many units of each slice are marked: bool [..., units], uint32."""
-        axes = self._unit_axes(marked.ndim - self.weights.ndim)
+        axes = self._unit_axes(marked.ndim - len(self.shape))
         return self._of_whole_leaf(sum_one(marked, axes))
 
     def sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
@@ -137,9 +135,7 @@ class Units(NamedTuple):
     def _unit_axes(self, leading: int) -> tuple[int, ...]:
         """The axes of the units of one slice, after so many leading axes."""
         return tuple(
-            leading + axis
-            for axis in range(self.weights.ndim)
-            if axis != self.stack_axis
+            leading + axis for axis in range(len(self.shape)) if axis != self.stack_axis
         )
 
     def _of_whole_leaf(self, counts: jax.Array) -> jax.Array:

@@ -11,9 +11,9 @@ import numpy as np
 
 from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
+from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
 from gradprune_jax._state import is_dense
-from gradprune_jax._structures import is_nonzero
 
 
 def sparsity(tree: Any) -> dict[str, jax.Array]:
@@ -44,6 +44,42 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
             sizes[name] = value.size
     fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
     return fractions | {"total": _fraction(zeros.values(), sum(sizes.values()))}
+
+
+def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
+    r"""The channels of which nothing is left: zero in parameters, False in masks.
+
+    .. math:: \{c : w_{\dots, c, \dots} = 0\}
+
+    Args:
+      tree: parameters or masks, plain or boxed; not traced.
+      axis: the axis of channels: -1, a kernel's output channels, or -2, its input
+        channels. Leaves without this axis do not count.
+
+    Returns:
+      By path the indices of dead channels, int64, in ascending order; of every
+      floating or bool leaf of two or more axes that has any.
+
+    Example:
+      >>> dead_channels({"kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])})
+      {'kernel': array([1])}
+    """
+    dead = {}
+    for leaf in _paths.named_leaves(tree):
+        ndim = np.ndim(leaf.value) if is_countable(leaf.value) else 0
+        if ndim < 2 or not -ndim <= axis < ndim:
+            continue
+        if is_traced(leaf.value):
+            raise ValueError(
+                "dead_channels reads values and cannot run under jit; call it between "
+                "steps."
+            )
+        others = tuple(other for other in range(ndim) if other != axis % ndim)
+        lives = jnp.any(is_nonzero(jnp.asarray(leaf.value)), axis=others)
+        indices = np.flatnonzero(~np.asarray(lives))
+        if indices.size:
+            dead[leaf.name] = indices
+    return dead
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

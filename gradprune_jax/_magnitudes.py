@@ -1,58 +1,13 @@
-"""Structures: which weights are kept or dropped together, and how they are scored.
-
-A structure divides a leaf into units. Selection ranks the units by integer keys and
-never looks at a weight; the structure turns weights into keys, and kept units into a
-mask of the leaf's shape.
-"""
+"""Magnitudes: unsigned integers that rank weights, without any arithmetic on floats."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-
-class Structure(Protocol):
-    """How a leaf divides into units, and how the units are ranked."""
-
-    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the units of a leaf of this shape."""
-        ...
-
-    def unit_keys(self, weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-        """Unsigned integers of `unit_shape` that rank like the units' scores."""
-        ...
-
-    def expand(self, kept_units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The mask of the leaf: True where its unit is kept."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Unstructured:
-    """Every weight by itself, ranked by its magnitude: the paper's choice.
-
-    Example:
-      >>> Unstructured().unit_shape((3, 4))
-      (3, 4)
-    """
-
-    def unit_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Each weight is a unit."""
-        return shape
-
-    def unit_keys(self, weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-        """The magnitude of each weight, zero where it is already pruned."""
-        return jnp.where(mask, magnitude_keys(weights, dtype), 0)
-
-    def expand(self, kept_units: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The units are the weights."""
-        del shape
-        return kept_units
 
 
 def ranking_dtype(*dtypes: Any) -> np.dtype:
@@ -122,3 +77,8 @@ def magnitude_keys(weights: jax.Array, dtype: Any) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(weights.astype(dtype), unsigned)
     without_sign = bits & np.asarray(np.iinfo(unsigned).max >> 1, unsigned)
     return jnp.minimum(without_sign, np.asarray(largest_key(dtype), unsigned))
+
+
+def masked_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+    """The rank of every weight, that of zero where it is already pruned."""
+    return jnp.where(mask, magnitude_keys(weights, dtype), 0)

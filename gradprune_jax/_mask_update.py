@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from gradprune_jax import _allocation as allocation
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _selection as selection
 from gradprune_jax._checks import is_traced
 from gradprune_jax._counting import Units
+from gradprune_jax._magnitudes import masked_keys, ranking_dtype
+from gradprune_jax._pattern import group_kept, largest_of_groups
+from gradprune_jax._pooling import score_dtype, score_keys
 from gradprune_jax._rules import Rule
-from gradprune_jax._shards import Shard
-from gradprune_jax._structures import Unstructured, ranking_dtype
+from gradprune_jax._shards import Shard, parts
+from gradprune_jax._structures import (
+    NM,
+    Block,
+    Channel,
+    Shape,
+    Unstructured,
+    leaf_block,
+    slice_shape,
+)
 
 
 def update_masks(
     rule: Rule,
-    sparsity: jax.Array,
+    step: jax.Array,
     weights: Sequence[jax.Array],
     masks: Sequence[jax.Array],
     shards: Sequence[Shard],
@@ -31,8 +44,8 @@ def update_masks(
     A mask never grows: what was pruned ranks as zero, and is never kept again.
 
     Args:
-      rule: the rule.
-      sparsity: float32 scalar, the rule's sparsity at this step.
+      rule: the rule, with a schedule.
+      step: integer scalar, the step of the schedule.
       weights: its leaves, in the order of the tree.
       masks: their masks, bool.
       shards: where the leaves lie in whole arrays, inside `shard_map`.
@@ -40,12 +53,103 @@ def update_masks(
     Returns:
       The new masks, bool.
     """
-    units = _units(rule, weights, masks, shards)
-    sizes = [leaf.slice_size for leaf in units for _ in range(leaf.slices)]
-    budget = allocation.allocate(rule.allocation, sizes, sparsity)
+    leaves = [
+        _Leaf.of(rule, *leaf) for leaf in zip(weights, masks, shards, strict=True)
+    ]
+    if isinstance(rule.structure, NM):
+        selected = _select_in_groups(rule, rule.structure, step, leaves)
+    else:
+        selected = _select_units(rule, step, leaves)
+    return [
+        mask & leaf.own_part(new, mask.shape)
+        for mask, leaf, new in zip(masks, leaves, selected, strict=True)
+    ]
+
+
+class _Leaf(NamedTuple):
+    """One leaf, whole along every axis where a block would reach over devices.
+
+    Attributes:
+      weights: the leaf, or its local piece.
+      mask: bool of its shape.
+      shard: where the piece lies in the whole leaf.
+      block: the lengths of a block of the rule's structure.
+      gathered: the axes along which the piece was made whole, with its own shard.
+    """
+
+    weights: jax.Array
+    mask: jax.Array
+    shard: Shard
+    block: Shape
+    gathered: tuple[tuple[int, Shard], ...]
+
+    @classmethod
+    def of(cls, rule: Rule, weights: jax.Array, mask: jax.Array, shard: Shard) -> _Leaf:
+        """The leaf of a rule, its pieces gathered only where they cut blocks."""
+        structure = rule.structure or Unstructured()
+        block = leaf_block(structure, shard.shape, rule.stack_axis)
+        gathered = []
+        for axis, length in enumerate(block):
+            part = shard.shape[axis] // parts(weights, shard, axis)
+            if length < shard.shape[axis] != part and part % length:
+                gathered.append((axis, shard))
+                weights, mask = (shard.gather(x, axis) for x in (weights, mask))
+                shard = shard.without(axis)
+        return cls(weights, mask, shard, block, tuple(gathered))
+
+    def own_part(self, array: jax.Array, shape: Shape) -> jax.Array:
+        """What of a mask of the gathered leaf belongs to the local piece."""
+        for axis, shard in self.gathered:
+            array = shard.own_part(array, axis, shape[axis])
+        return array
+
+    def expand(self, kept_units: jax.Array) -> jax.Array:
+        """True where a weight's unit is kept; broadcasts over axes that units span."""
+        mask = kept_units
+        for axis, (length, size) in enumerate(
+            zip(self.block, self.weights.shape, strict=True)
+        ):
+            if 1 < length < self.shard.shape[axis]:
+                mask = _repeat(mask, length, axis)
+                mask = jax.lax.slice_in_dim(mask, 0, size, axis=axis)
+        return mask
+
+
+def _select_in_groups(
+    rule: Rule, structure: NM, step: jax.Array, leaves: Sequence[_Leaf]
+) -> list[jax.Array]:
+    """The largest weights of every group of N:M."""
+    schedule: Any = rule.schedule
+    final = jnp.asarray(schedule.final_sparsity, jnp.float32)
+    kept = group_kept(structure, schedule.sparsity(step), final)
+    return [
+        largest_of_groups(
+            masked_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
+            leaf.block.index(structure.of),
+            structure.of,
+            kept,
+        )
+        for leaf in leaves
+    ]
+
+
+def _select_units(
+    rule: Rule, step: jax.Array, leaves: Sequence[_Leaf]
+) -> list[jax.Array]:
+    """The units of the highest scores: weights, blocks or channels."""
+    units = _units(rule, leaves)
+    segments = [
+        allocation.Segment(
+            units=leaf_units.slice_size,
+            shape=slice_shape(leaf.shard.shape, rule.stack_axis),
+        )
+        for leaf, leaf_units in zip(leaves, units, strict=True)
+        for _ in range(leaf_units.slices)
+    ]
+    budget = allocation.allocate(rule, segments, step)
     kept = budget.kept
     if budget.together and _may_be_nonzero(rule.min_density):
-        least = allocation.floors(rule.min_density, sizes)
+        least = allocation.floors(rule.min_density, segments)
         protected = selection.top_k(units, least)
         units = [
             leaf._replace(first=first)
@@ -54,33 +158,63 @@ def update_masks(
         kept = arithmetic.maximum(kept, arithmetic.total(least))
     selected = selection.top_k(units, kept, together=budget.together)
     return [
-        mask & leaf.structure.expand(kept_units, leaf.weights.shape)
-        for mask, leaf, kept_units in zip(masks, units, selected, strict=True)
+        leaf.expand(kept_units)
+        for leaf, kept_units in zip(leaves, selected, strict=True)
     ]
 
 
-def _units(
-    rule: Rule,
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-    shards: Sequence[Shard],
-) -> list[Units]:
+def _units(rule: Rule, leaves: Sequence[_Leaf]) -> list[Units]:
     """The units of the rule's leaves; one dtype for all that are ranked together."""
-    structure = rule.structure or Unstructured()
-    dtypes = [ranking_dtype(leaf.dtype) for leaf in weights]
+    dtypes = [ranking_dtype(leaf.weights.dtype) for leaf in leaves]
     if rule.allocation == "global":
         dtypes = [ranking_dtype(*dtypes)] * len(dtypes)
     return [
-        Units.of_leaf(
-            leaf,
-            mask,
-            structure=structure,
-            dtype=dtype,
-            stack_axis=None if rule.stack_axis is None else rule.stack_axis % leaf.ndim,
-            shard=shard,
-        )
-        for leaf, mask, dtype, shard in zip(weights, masks, dtypes, shards, strict=True)
+        _units_of_leaf(rule, leaf, dtype)
+        for leaf, dtype in zip(leaves, dtypes, strict=True)
     ]
+
+
+def _units_of_leaf(rule: Rule, leaf: _Leaf, dtype: Any) -> Units:
+    """Weights, whose keys are made in every pass, or blocks, scored once."""
+    axis = rule.stack_axis
+    stack_axis = None if axis is None else axis % leaf.weights.ndim
+    if not isinstance(rule.structure, Block | Channel):
+        return Units.of_leaf(
+            (leaf.weights, leaf.mask),
+            functools.partial(masked_keys, dtype=dtype),
+            dtype=dtype,
+            stack_axis=stack_axis,
+            shard=leaf.shard,
+        )
+    pool = rule.structure.pool
+    dtype = score_dtype(dtype, pool)
+    scores = score_keys(
+        leaf.weights,
+        leaf.mask,
+        block=leaf.block,
+        pool=pool,
+        dtype=dtype,
+        stack_axis=stack_axis,
+        shard=leaf.shard,
+    )
+    for axis, shard in leaf.gathered:  # to `shard_map` what was gathered still varies
+        if shard.axis_names[axis]:
+            scores = jax.lax.pmax(scores, shard.axis_names[axis])
+    return Units.of_leaf(
+        (scores,),
+        lambda keys: keys,
+        dtype=dtype,
+        stack_axis=stack_axis,
+        shard=leaf.shard.of_units(leaf.block),
+    )
+
+
+def _repeat(array: jax.Array, times: int, axis: int) -> jax.Array:
+    """Every element of an axis so many times in a row, where it lies."""
+    before, size, after = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
+    spread = jnp.expand_dims(array, axis + 1)
+    spread = jnp.broadcast_to(spread, (*before, size, times, *after))
+    return spread.reshape(*before, size * times, *after)
 
 
 def _may_be_nonzero(number: Any) -> bool:

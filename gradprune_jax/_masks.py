@@ -12,9 +12,9 @@ from flax import nnx
 
 from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
+from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._rules import Rule, Where
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
-from gradprune_jax._structures import is_nonzero
 
 
 def get_masks(opt_state: Any) -> Any:

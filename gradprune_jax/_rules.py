@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradprune_jax import _paths
 from gradprune_jax._checks import check_fraction, is_traced
+from gradprune_jax._structures import NM, Structure, Unstructured, leaf_block
 
 if TYPE_CHECKING:
     from gradprune_jax._schedules import SparsitySchedule
-    from gradprune_jax._structures import Structure
 
 Where = str | Callable[[_paths.Path, jax.ShapeDtypeStruct], bool]
-Allocation = Literal["uniform", "global"]
+Allocation = Literal["uniform", "global", "erk"]
 
 # The names that Flax, Haiku and Equinox give to the matrices of their layers.
 WEIGHT_NAMES = frozenset({"kernel", "embedding", "w", "weight", "embeddings"})
@@ -62,12 +63,16 @@ class Rule:
       where: a regular expression that matches the whole path (keys joined by `/`), or
         a callable ``(path, leaf) -> bool`` that gets the keys as a tuple of strings
         and the leaf's shape and dtype. None is :func:`is_weight`.
-      structure: which weights are kept or dropped together; None is `Unstructured()`.
+      structure: which weights are kept or dropped together: `Unstructured()`, which
+        None stands for, :class:`NM`, :class:`Block` or :class:`Channel`.
       allocation: how sparse each leaf is. ``"uniform"``: every leaf at the schedule's
         sparsity, as in the paper. ``"global"``: one threshold over all leaves of the
-        rule.
-      stack_axis: the axis along which layers are stacked (``nn.scan``, ``nnx.vmap``);
-        each slice gets a threshold of its own.
+        rule. ``"erk"``: Erdos-Renyi-kernel densities, higher for small and for narrow
+        leaves, with the schedule's final sparsity over all of them together. N:M has
+        a sparsity of its own, and is uniform always.
+      stack_axis: the axis along which layers are stacked (``nn.scan``, ``nnx.vmap``).
+        Each slice is pruned as if it were alone, in shape, structure, and, unless
+        the allocation is global, with a threshold of its own.
       min_density: under global allocation, the fraction of every leaf that is kept at
         least, in [0, 1], so that no layer collapses. May be a tracer.
 
@@ -98,11 +103,8 @@ class Rule:
             )
         _check_stack_axis(self.stack_axis)
         check_fraction("min_density", self.min_density)
-        if self.allocation == "global" and self.stack_axis is not None:
-            raise ValueError(
-                f"stack_axis is {self.stack_axis!r} with allocation='global', which "
-                "has one threshold for all layers already; leave one of the two out."
-            )
+        if isinstance(self.structure, NM):
+            _check_pattern(self)
         if self.allocation != "global" and _is_nonzero(self.min_density):
             raise ValueError(
                 f"min_density is {self.min_density!r} with allocation="
@@ -179,12 +181,15 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
     return rules
 
 
-def assign(rules: Sequence[Rule], tree: Any) -> list[int | None]:
+def assign(
+    rules: Sequence[Rule], tree: Any, shapes: Sequence[tuple[int, ...]] | None = None
+) -> list[int | None]:
     """The rule of each leaf: the first that matches.
 
     Args:
       rules: the rules, in order.
       tree: parameters, arrays or their shapes (`jax.eval_shape`).
+      shapes: the shapes of whole leaves, where the tree has local pieces of them.
 
     Returns:
       For each leaf, in the order of `jax.tree.leaves`, the position of the rule that
@@ -207,9 +212,10 @@ def assign(rules: Sequence[Rule], tree: Any) -> list[int | None]:
         None if winner is None or rules[winner].schedule is None else winner
         for winner in winners
     ]
-    for leaf, winner in zip(leaves, assigned, strict=True):
+    for position, (leaf, winner) in enumerate(zip(leaves, assigned, strict=True)):
         if winner is not None:
-            _check_prunable(leaf, rules[winner])
+            shape = np.shape(leaf.value) if shapes is None else shapes[position]
+            _check_prunable(leaf, shape, rules[winner])
     return assigned
 
 
@@ -226,9 +232,9 @@ def _unmatched(position: int, rule: Rule, leaves: Sequence[_paths.Leaf]) -> str:
     )
 
 
-def _check_prunable(leaf: _paths.Leaf, rule: Rule) -> None:
+def _check_prunable(leaf: _paths.Leaf, shape: tuple[int, ...], rule: Rule) -> None:
     """Refuses leaves whose weights cannot be ranked, or whose stack axis is missing."""
-    dtype, shape = leaf.value.dtype, leaf.value.shape
+    dtype = leaf.value.dtype
     reason = None
     if not jnp.issubdtype(dtype, jnp.floating):
         reason = "is not a floating dtype"
@@ -241,13 +247,19 @@ def _check_prunable(leaf: _paths.Leaf, rule: Rule) -> None:
             f"{leaf.name!r} has dtype {dtype}, which {reason} and cannot be pruned; "
             f"narrow the rule ({rule}) so that it does not match it."
         )
-    if rule.stack_axis is None:
-        return
-    if not -len(shape) <= rule.stack_axis < len(shape):
+    axis = rule.stack_axis
+    if axis is not None and not -len(shape) <= axis < len(shape):
         raise ValueError(
-            f"{leaf.name!r} has shape {shape}, without the stack axis "
-            f"{rule.stack_axis}; narrow the rule ({rule}) to stacked parameters."
+            f"{leaf.name!r} has shape {shape}, without the stack axis {axis}; narrow "
+            f"the rule ({rule}) to stacked parameters."
         )
+    try:
+        leaf_block(rule.structure or Unstructured(), shape, axis)
+    except ValueError as error:
+        raise ValueError(
+            f"{leaf.name!r} has shape {shape}, which {rule.structure!r} of its rule "
+            f"({rule}) does not fit: {error}."
+        ) from None
 
 
 def _check_schedule(schedule: Any) -> None:
@@ -276,11 +288,27 @@ def _check_where(where: Any) -> None:
 
 
 def _check_structure(structure: Any) -> None:
-    is_structure = hasattr(structure, "unit_keys") and not isinstance(structure, type)
+    is_structure = hasattr(structure, "block_shape") and not isinstance(structure, type)
     if structure is not None and not is_structure:
         raise ValueError(
-            f"structure is {structure!r}; it must be a structure such as "
-            "Unstructured(), or None."
+            f"structure is {structure!r}; it must be Unstructured(), NM(...), "
+            "Block(...), Channel(...), or None."
+        )
+
+
+def _check_pattern(rule: Rule) -> None:
+    """Refuses N:M with what would need it to have another sparsity than its own."""
+    if rule.allocation != "uniform":
+        raise ValueError(
+            f"allocation is {rule.allocation!r} with {rule.structure!r}, whose groups "
+            "all keep the same; N:M goes with allocation='uniform' alone."
+        )
+    final = getattr(rule.schedule, "final_sparsity", 1.0)
+    if not is_traced(final) and final == 0:
+        raise ValueError(
+            f"the schedule's final_sparsity is 0 with {rule.structure!r}, which goes "
+            "from dense to N:M as the schedule goes from 0 to its final sparsity; any "
+            "value above 0 will do."
         )
 
 

@@ -13,6 +13,7 @@ passes, and changes no mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ class Samples(NamedTuple):
         """A regular grid of every leaf."""
         keys = [_grid(leaf) for leaf in units]
         shares = [
-            max(leaf.weights.size, 1) / max(sampled.size, 1)
+            max(math.prod(leaf.shape), 1) / max(sampled.size, 1)
             for leaf, sampled in zip(units, keys, strict=True)
         ]
         slices = [leaf.slices for leaf in units]

@@ -94,7 +94,7 @@ class SparsitySchedule:
     def sparsity(self, step: ArrayLike) -> jax.Array:
         """The sparsity in force at `step`: that of the last mask update up to it.
 
-        With concrete fields it is read from a table of one value a mask update,
+        With concrete fields it is read from a table of one value for each mask update,
         computed in float64 and rounded once to float32. Evaluated on the device, it
         would depend on how XLA fuses the polynomial: one ulp moves a kept count by
         one, and two layouts of the same parameters would get different masks.
@@ -111,20 +111,55 @@ class SparsitySchedule:
           >>> [round(float(schedule.sparsity(step)), 3) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.7, 0.8]
         """
+        return self._between(
+            step,
+            self.initial_sparsity,
+            self.final_sparsity,
+            self._value,
+            self._sparsities,
+        )
+
+    def progress(self, step: ArrayLike) -> jax.Array:
+        """How much of the way from the initial to the final sparsity is done.
+
+        .. math:: (s_t - s_i) / (s_f - s_i)
+
+        with the sparsity in force at `step`, and never outside [0, 1]. Leaves with
+        final sparsities of their own go along this curve.
+
+        Args:
+          step: integer scalar or array, traced or not.
+
+        Returns:
+          float32 of the shape of `step`, exactly 0 at and before `begin_step` and
+          exactly 1 from `end_step` on.
+
+        Example:
+          >>> schedule = polynomial_schedule(0.8, begin_step=0, end_step=100, every=50)
+          >>> [float(schedule.progress(step)) for step in (0, 49, 50, 100)]
+          [0.0, 0.0, 0.875, 1.0]
+        """
+        return self._between(step, 0, 1, self._progress, self._progresses)
+
+    def _between(
+        self,
+        step: ArrayLike,
+        first: Any,
+        last: Any,
+        curve: Callable[[Any], Any],
+        table: np.ndarray | None,
+    ) -> jax.Array:
+        """A curve at the last mask update, with exact values at both ends."""
         step = _as_step(step)
         index = (jnp.clip(step, self.begin_step, self.end_step) - self.begin_step) // (
             self.every
         )
-        if self.is_concrete:
-            inside = jnp.asarray(self._table)[index]
+        if table is not None:
+            inside = jnp.asarray(table)[index]
         else:
-            inside = _float32(self._value(self.begin_step + index * self.every))
-        before_end = jnp.where(
-            step <= self.begin_step, _float32(self.initial_sparsity), inside
-        )
-        return jnp.where(
-            step >= self.end_step, _float32(self.final_sparsity), before_end
-        )
+            inside = _float32(curve(self.begin_step + index * self.every))
+        before_end = jnp.where(step <= self.begin_step, _float32(first), inside)
+        return jnp.where(step >= self.end_step, _float32(last), before_end)
 
     @property
     def is_concrete(self) -> bool:
@@ -139,9 +174,19 @@ class SparsitySchedule:
         return (*grid, self.end_step)
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
-        """The sparsity of every mask update, float32."""
-        return np.asarray(_evaluate(self._value, self.update_steps), np.float32)
+    def _sparsities(self) -> np.ndarray | None:
+        """The sparsity of every mask update, float32; None if a field is traced."""
+        return self._tabulated(self._value)
+
+    @functools.cached_property
+    def _progresses(self) -> np.ndarray | None:
+        """The progress at every mask update, float32; None if a field is traced."""
+        return self._tabulated(self._progress)
+
+    def _tabulated(self, curve: Callable[[Any], Any]) -> np.ndarray | None:
+        if not self.is_concrete:
+            return None
+        return np.asarray(_evaluate(curve, self.update_steps), np.float32)
 
     def _value(self, step: Any) -> Any:
         """The sparsity at a mask update: float64 for numbers, float32 for tracers."""
@@ -155,6 +200,14 @@ class SparsitySchedule:
         remaining = 1 - (step - self.begin_step) / (self.end_step - self.begin_step)
         difference = self.initial_sparsity - self.final_sparsity
         return self.final_sparsity + difference * remaining**self.power
+
+    def _progress(self, step: Any) -> Any:
+        """How much of the way is done at a mask update, in the numbers of `_value`."""
+        difference = self.final_sparsity - self.initial_sparsity
+        if not is_traced(difference) and difference == 0:
+            return 0.0 * step  # nothing to go: it jumps at the end
+        done = (self._value(step) - self.initial_sparsity) / difference
+        return jnp.clip(done, 0, 1) if is_traced(done) else min(max(done, 0.0), 1.0)
 
 
 def polynomial_schedule(
@@ -267,7 +320,8 @@ def custom_schedule(
     )
     schedule = SparsitySchedule(*window, initial, final, fn=fn)
     if schedule.is_concrete:
-        for step, value in zip(schedule.update_steps, schedule._table, strict=True):
+        sparsities = np.asarray(schedule._sparsities)
+        for step, value in zip(schedule.update_steps, sparsities, strict=True):
             check_sparsity(f"fn({step})", float(value))
     return schedule
 

@@ -21,9 +21,9 @@ from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _counting as counting
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._counting import Units
+from gradprune_jax._magnitudes import key_dtype, largest_key
 from gradprune_jax._sampling import guess_thresholds
 from gradprune_jax._search import Bracket, Groups, search
-from gradprune_jax._structures import key_dtype, largest_key
 
 
 def top_k(

@@ -8,6 +8,7 @@ are those in the whole array.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from gradprune_jax import _paths
+from gradprune_jax._structures import unit_shape
 
 
 class Shard(NamedTuple):
@@ -47,19 +49,67 @@ class Shard(NamedTuple):
             index += jax.lax.axis_index(name).astype(jnp.uint32)
         return index * local_size
 
+    def without(self, dimension: int) -> Shard:
+        """The same leaf, whole along one dimension on every device."""
+        names = list(self.axis_names)
+        names[dimension] = ()
+        return self._replace(axis_names=tuple(names))
+
+    def of_units(self, block: tuple[int, ...]) -> Shard:
+        """Where blocks lie among all blocks, if no device's boundary cuts any.
+
+        A block that spans an axis is the same on every device that has a part of it.
+        """
+        spans = [n >= size for n, size in zip(block, self.shape, strict=True)]
+        return Shard(
+            unit_shape(self.shape, block),
+            tuple(
+                () if spanned else names
+                for names, spanned in zip(self.axis_names, spans, strict=True)
+            ),
+        )
+
+    def gather(self, local: jax.Array, dimension: int) -> jax.Array:
+        """An array of the leaf's shape, whole along one dimension on every device."""
+        names = self.axis_names[dimension]
+        if names:
+            return jax.lax.all_gather(local, names, axis=dimension, tiled=True)
+        spec = list(jax.typeof(local).sharding.spec)
+        spec[dimension] = None
+        return jax.sharding.reshard(local, PartitionSpec(*spec))
+
+    def own_part(self, array: jax.Array, dimension: int, local_size: int) -> jax.Array:
+        """What of a gathered array was the local piece."""
+        if not self.axis_names[dimension]:  # explicit mode parts it again by itself
+            return array
+        start = self.offset(dimension, local_size)
+        return jax.lax.dynamic_slice_in_dim(array, start, local_size, dimension)
+
+
+def parts(array: jax.Array, shard: Shard, dimension: int) -> int:
+    """Into how many equal parts devices split a dimension, as far as types say."""
+    split = math.prod(map(_axis_size, shard.axis_names[dimension]))
+    names = jax.typeof(array).sharding.spec[dimension]  # in explicit mode alone
+    names = names if isinstance(names, tuple) else (names,) if names else ()
+    return split * math.prod(jax.typeof(array).sharding.mesh.shape[n] for n in names)
+
 
 def whole(shape: tuple[int, ...]) -> Shard:
     """A leaf that is not split."""
     return Shard(shape, ((),) * len(shape))
 
 
-def shards(tree: Any, partition_specs: Any) -> list[Shard]:
+def shards(
+    tree: Any, partition_specs: Any, *, may_be_whole: bool = False
+) -> list[Shard]:
     """The shard of each leaf of a tree.
 
     Args:
       tree: the parameters, local pieces if `partition_specs` is given.
       partition_specs: a tree or prefix of `PartitionSpec`, as given to `shard_map`;
         None where every leaf is whole.
+      may_be_whole: whether leaves outside `shard_map` are whole, in spite of the specs;
+        else that is an error.
 
     Returns:
       One `Shard` for each leaf.
@@ -68,7 +118,7 @@ def shards(tree: Any, partition_specs: Any) -> list[Shard]:
       ValueError: if the specs do not fit the tree, or name an axis that is not there.
     """
     leaves = _paths.named_leaves(tree)
-    if partition_specs is None:
+    if partition_specs is None or (may_be_whole and not _is_in_shard_map()):
         return [whole(np.shape(leaf.value)) for leaf in leaves]
     specs = _broadcast_prefix(partition_specs, tree)
     return [
@@ -102,6 +152,12 @@ def _shard(name: str, local_shape: tuple[int, ...], spec: PartitionSpec) -> Shar
                 ) from None
         shape.append(size)
     return Shard(tuple(shape), axis_names)
+
+
+def _is_in_shard_map() -> bool:
+    """Whether any mesh axis has a name here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
 
 
 def _axis_size(name: str) -> int:

@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# A sum or a maximum over some axes.
+Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 # Smaller arrays are summed as they are.
 SMALLEST_GROUPED = 2**12
@@ -43,7 +47,7 @@ def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The sums of two bool arrays over `axes`, in one read: uint32 [2, ...]."""
     packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    if packed.size < SMALLEST_GROUPED or not axes or _group_sizes(packed, axes[-1]):
+    if packed.size < SMALLEST_GROUPED or not axes or group_sizes(packed, axes[-1]):
         return _sum_packed(packed, axes, fields=2)
     if len(axes) == packed.ndim and _is_on_one_device(packed):
         even = packed.size - packed.size % LONGEST_GROUP
@@ -68,27 +72,41 @@ def _sum_packed(
     """
     sums = packed
     if sums.size >= SMALLEST_GROUPED:
-        sums = _sum_groups(sums, groups or _groups(sums, axes))
+        sums = reduce_groups(add_up, sums, groups or _groups(sums, axes))
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     shifts = np.array([0, 16][:fields], np.int32).reshape(-1, *[1] * sums.ndim)
     unpacked = (jnp.expand_dims(sums, 0) >> shifts) & 0xFFFF
     axes = tuple(axis + 1 for axis in axes)
     if packed.size >= SMALLEST_GROUPED:
-        unpacked = _sum_groups(unpacked, _groups(unpacked, axes))
+        unpacked = reduce_groups(add_up, unpacked, _groups(unpacked, axes))
     unpacked = jax.lax.bitcast_convert_type(unpacked, jnp.uint32)
     return jnp.sum(unpacked, axes, dtype=jnp.uint32)
 
 
-def _sum_groups(numbers: jax.Array, groups: dict[int, int]) -> jax.Array:
-    """Sums so many neighbours along each of some axes."""
-    shape: list[int] = []
+def reduce_groups(
+    reduce: Reduction, numbers: jax.Array, groups: dict[int, int]
+) -> jax.Array:
+    """Reduces so many neighbours along each of some axes to one."""
     grouped: list[int] = []
-    for axis, size in enumerate(numbers.shape):
-        group = groups.get(axis, 1)
-        shape += [size // group, group] if group > 1 else [size]
-        grouped += [len(shape) - 1] if group > 1 else []
-    return numbers.reshape(shape).sum(grouped, dtype=numbers.dtype)
+    for axis in sorted(groups, reverse=True):
+        numbers = split_axis(numbers, axis, groups[axis])
+        grouped = [axis + 1, *(other + 1 for other in grouped)]
+    return reduce(numbers, tuple(grouped))
+
+
+def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
+    """Takes one axis apart into groups of so many neighbours, on two axes.
+
+    One axis at a time, for that is all that explicit sharding mode allows.
+    """
+    groups = array.shape[axis] // size
+    return array.reshape(*array.shape[:axis], groups, size, *array.shape[axis + 1 :])
+
+
+def add_up(numbers: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The sum over axes, in the same integers also where JAX would widen them."""
+    return jnp.sum(numbers, axes, dtype=numbers.dtype)
 
 
 def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
@@ -101,7 +119,7 @@ def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
     for axis in reversed(axes):
         if math.prod(groups.values()) >= ENOUGH_GROUPED:
             break
-        sizes = _group_sizes(array, axis)
+        sizes = group_sizes(array, axis)
         if axis != axes[-1]:
             sizes = [size for size in sizes if size <= LONGEST_ACROSS]
         if sizes:
@@ -109,7 +127,7 @@ def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
     return groups
 
 
-def _group_sizes(array: jax.Array, axis: int) -> list[int]:
+def group_sizes(array: jax.Array, axis: int) -> list[int]:
     """The sizes of groups that divide an axis and every device's part of it."""
     if is_split(array, axis):
         return []

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _paths
+from gradprune_jax._magnitudes import wider_dtype
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
@@ -21,7 +22,7 @@ from gradprune_jax._state import (
     is_dense,
     masks_by_leaf,
 )
-from gradprune_jax._structures import Structure, wider_dtype
+from gradprune_jax._structures import Structure
 
 ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
 
@@ -63,11 +64,12 @@ def gradual_prune(
       where: which parameters to prune, see :class:`Rule`; by default
         :func:`is_weight`. Under ``optax.inject_hyperparams`` a callable must be named
         in its `static_args`.
-      structure: which weights are kept together; None is ``Unstructured()``.
-      allocation: ``"uniform"``, every leaf at the schedule's sparsity, or
-        ``"global"``, one threshold over all leaves.
-      stack_axis: the axis along which layers are stacked, each with a threshold of its
-        own. Under ``optax.inject_hyperparams`` it must be in `static_args`.
+      structure: which weights are kept together: ``Unstructured()``, which None stands
+        for, :class:`NM`, :class:`Block` or :class:`Channel`.
+      allocation: ``"uniform"``, every leaf at the schedule's sparsity, ``"global"``,
+        one threshold over all leaves, or ``"erk"``, Erdos-Renyi-kernel densities.
+      stack_axis: the axis along which layers are stacked, each pruned as if alone.
+        Under ``optax.inject_hyperparams`` it must be in `static_args`.
       min_density: under global allocation, the fraction that each leaf keeps at least.
       partition_specs: only inside ``jax.shard_map``, where parameters are local
         shards: their ``PartitionSpec`` tree, or a prefix of it, as given to it.
@@ -109,9 +111,11 @@ def gradual_prune(
 
     def init_fn(params: optax.Params) -> GradualPruneState:
         leaves, treedef = _flatten_parameters(params)
+        placement = shards(params, partition_specs, may_be_whole=True)
+        assigned = assign(rules, params, [shard.shape for shard in placement])
         masks = [
             optax.MaskedNode() if position is None else _all_kept(leaf)
-            for leaf, position in zip(leaves, assign(rules, params), strict=True)
+            for leaf, position in zip(leaves, assigned, strict=True)
         ]
         return GradualPruneState(jnp.zeros([], jnp.int32), treedef.unflatten(masks))
 
@@ -129,10 +133,10 @@ def gradual_prune(
                 "structure?"
             )
         leaves, treedef = _flatten_parameters(params)
-        assigned = assign(rules, params)
+        placement = shards(params, partition_specs)
+        assigned = assign(rules, params, [shard.shape for shard in placement])
         masks = masks_by_leaf(state.masks, params)
         _check_rules(masks, params, assigned)
-        placement = shards(params, partition_specs)
         for position, rule in enumerate(rules):
             own = [i for i, owner in enumerate(assigned) if owner == position]
             if own:
@@ -244,7 +248,7 @@ def _masks_at_step(
         return masks
     return jax.lax.cond(
         schedule.is_update_step(count),
-        lambda: update_masks(rule, schedule.sparsity(count), weights, masks, placement),
+        lambda: update_masks(rule, count, weights, masks, placement),
         lambda: list(masks),
     )
 

@@ -1,4 +1,4 @@
-"""Reports on a pruned model, for people: tables for the terminal.
+"""Reports on a pruned model, for people: tables and pictures.
 
 Needs the extra ``report``: ``pip install "gradprune_jax[report]"``.
 """
@@ -14,14 +14,20 @@ import numpy as np
 
 from gradprune_jax import _paths
 from gradprune_jax._inspection import is_countable
+from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._masks import get_masks, pair_with_masks
 from gradprune_jax._state import GradualPruneState, is_dense
-from gradprune_jax._structures import is_nonzero
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.figure import Figure
     from rich.table import Table
+
+    from gradprune_jax._sensitivity import Sensitivity
+
+# Curves of a picture that have names in its legend.
+_MOST_NAMED = 10
 
 
 def tabulate(tree: Any, masks: Any = None, *, title: str | None = None) -> Table:
@@ -85,6 +91,55 @@ def tabulate(tree: Any, masks: Any = None, *, title: str | None = None) -> Table
     table.add_section()
     table.add_row("total", "", "", *_numbers(rows), *([""] if says_pruned else []))
     return table
+
+
+def plot_sensitivity(result: Sensitivity, *, title: str | None = None) -> Figure:
+    """Draws the loss against sparsity, one curve for each parameter.
+
+    Args:
+      result: what :func:`gradprune_jax.sensitivity` returned.
+      title: a line above the picture.
+
+    Returns:
+      A figure for ``figure.savefig``, tied to no window and no global state. Beside
+      more than ten curves, only the ten that rise most have names.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+
+    Example:
+      >>> import gradprune_jax as gp
+      >>> params = {"kernel": jnp.arange(12.0).reshape(3, 4)}
+      >>> losses = gp.sensitivity(lambda p: -p["kernel"].sum(), params, [0.0, 0.5])
+      >>> figure = plot_sensitivity(losses)
+      >>> figure.axes[0].get_xlabel()
+      'sparsity, %'
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            'plot_sensitivity needs matplotlib: pip install "gradprune_jax[report]"'
+        ) from None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    order = np.argsort(result.sparsities)
+    percent = 100 * np.asarray(result.sparsities)[order]
+    rises = np.nan_to_num(result.losses, nan=np.inf).max(axis=1, initial=-np.inf)
+    named = set(np.argsort(-rises, kind="stable")[:_MOST_NAMED])
+    for i, (path, losses) in enumerate(zip(result.paths, result.losses, strict=True)):
+        style: dict[str, Any] = (
+            {"label": path, "marker": "o", "markersize": 3}
+            if i in named
+            else {"color": "0.8", "zorder": 1}
+        )
+        axes.plot(percent, losses[order], **style)
+    axes.axhline(result.baseline, color="0.4", linestyle=":", label="not pruned")
+    axes.set_xlabel("sparsity, %")
+    axes.set_ylabel("loss")
+    axes.set_title(title or "Each parameter alone pruned")
+    axes.legend(fontsize="small")
+    return figure
 
 
 @dataclasses.dataclass(frozen=True)

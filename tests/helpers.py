@@ -1,8 +1,13 @@
 """What several tests need."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 
 import gradprune_jax as gp
+from gradprune_jax._mask_update import update_masks
+from gradprune_jax._shards import whole
 
 
 def enable_x64():
@@ -20,3 +25,11 @@ def zeros(params):
         path: round(float(fraction), 3)
         for path, fraction in gp.sparsity(params).items()
     }
+
+
+def update_to(rule, sparsity, weights, masks):
+    """One mask update of a rule to any sparsity, traced or not; None is its own."""
+    if sparsity is not None:
+        rule = dataclasses.replace(rule, schedule=gp.one_shot_schedule(sparsity, 0))
+    shards = [whole(leaf.shape) for leaf in weights]
+    return update_masks(rule, jnp.int32(0), weights, masks, shards)

@@ -32,30 +32,125 @@ def next_masks(
     masks: Sequence[np.ndarray],
     sparsity: float,
     *,
+    structure: gp.Structure | None = None,
     allocation: str = "uniform",
     stack_axis: int | None = None,
     min_density: float = 0.0,
+    kept: Sequence[int] | int | None = None,
 ) -> list[np.ndarray]:
-    """The masks after a mask update, by one sort for each group."""
-    scores = [
-        np.where(mask, np.abs(leaf.astype(np.float64)), 0.0)
+    """The masks after a mask update, by one sort for each group.
+
+    Args:
+      weights: the leaves.
+      masks: their masks.
+      sparsity: the schedule's.
+      structure: of the rule.
+      allocation: of the rule.
+      stack_axis: of the rule.
+      min_density: of the rule.
+      kept: the units that each slice keeps (ERK), or each group (N:M); else the
+        sparsity says.
+    """
+    structure = structure or gp.Unstructured()
+    slices = [
+        part
         for leaf, mask in zip(weights, masks, strict=True)
+        for part in _slices(
+            np.where(mask, np.abs(leaf.astype(np.float64)), 0.0), stack_axis
+        )
     ]
-    if allocation == "global":
-        selected = _global_top_k(scores, sparsity, min_density)
+    if isinstance(structure, gp.NM):
+        selected = [_top_of_groups(part, structure, kept) for part in slices]
     else:
-        selected = [_top_k_of_slices(leaf, sparsity, stack_axis) for leaf in scores]
-    return [mask & new for mask, new in zip(masks, selected, strict=True)]
+        units = [unit_scores(part, structure) for part in slices]
+        if allocation == "global":
+            chosen = _global_top_k(units, sparsity, min_density)
+        else:
+            counts = kept or [kept_count(part.size, sparsity) for part in units]
+            chosen = [top_k(*pair) for pair in zip(units, counts, strict=True)]
+        selected = [
+            _expand(new, structure.block_shape(part.shape), part.shape)
+            for new, part in zip(chosen, slices, strict=True)
+        ]
+    new_masks = []
+    for mask in masks:
+        count = len(_slices(mask, stack_axis))
+        own, selected = selected[:count], selected[count:]
+        new = own[0] if stack_axis is None else np.stack(own, stack_axis)
+        new_masks.append(mask & new)
+    return new_masks
 
 
-def _top_k_of_slices(
-    scores: np.ndarray, sparsity: float, stack_axis: int | None
-) -> np.ndarray:
-    if stack_axis is None:
-        return top_k(scores, kept_count(scores.size, sparsity))
-    slices = np.moveaxis(scores, stack_axis, 0)
-    new = [top_k(part, kept_count(part.size, sparsity)) for part in slices]
-    return np.moveaxis(np.reshape(new, slices.shape), 0, stack_axis)
+def unit_scores(magnitudes: np.ndarray, structure: gp.Structure) -> np.ndarray:
+    """The score of every block of one leaf: exact integers, rounded down at the end."""
+    block = structure.block_shape(magnitudes.shape)
+    pool = getattr(structure, "pool", "max")
+    infinite = ~np.isfinite(magnitudes)
+    finite = np.where(infinite, 0.0, magnitudes)
+    count = int(np.prod(block))
+    bits = 32 - count.bit_length()
+    # Blocks with a weight that is not finite take no part in the scale.
+    usual = [
+        part for index, part in _blocks(finite, block) if not infinite[index].any()
+    ]
+    top = max((part.max(initial=0.0) for part in usual), default=0.0)
+    smallest = float(np.finfo(np.float32).tiny)
+    exponent = int(np.floor(np.log2(max(top, smallest))))
+    quantum = Fraction(2) ** (exponent + 1 - bits * (1 + 32 // bits))
+    shape = _unit_shape(magnitudes.shape, block)
+    scores = np.zeros(shape)
+    for position, (index, part) in zip(
+        np.ndindex(*shape), _blocks(magnitudes, block), strict=True
+    ):
+        if pool == "max" or infinite[index].any():
+            scores[position] = part.max()  # of a NaN and others: NaN
+        else:
+            total = sum(-(-Fraction(w) // quantum) for w in part.ravel().tolist())
+            scores[position] = _floor_float32(total * quantum / part.size)
+    return scores
+
+
+def _blocks(array: np.ndarray, block: Sequence[int]):
+    """The index and the weights of every block, in C order."""
+    for position in np.ndindex(*_unit_shape(array.shape, block)):
+        index = tuple(
+            slice(i * length, (i + 1) * length)
+            for i, length in zip(position, block, strict=True)
+        )
+        yield index, array[index]
+
+
+def _unit_shape(shape, block):
+    return [-(-size // length) for size, length in zip(shape, block, strict=True)]
+
+
+def _floor_float32(number: Fraction) -> float:
+    """The largest float32 that is not larger; the smallest of all for less than it."""
+    if number == 0:
+        return 0.0
+    rounded = np.float32(float(number))
+    if Fraction(float(rounded)) > number:
+        rounded = np.nextafter(rounded, np.float32(0))
+    return float(max(rounded, np.float32(1e-45)))
+
+
+def _expand(units: np.ndarray, block: Sequence[int], shape) -> np.ndarray:
+    for axis, length in enumerate(block):
+        units = np.repeat(units, length, axis)
+    return units[tuple(map(slice, shape))]
+
+
+def _slices(leaf: np.ndarray, stack_axis: int | None) -> list[np.ndarray]:
+    return [leaf] if stack_axis is None else list(np.moveaxis(leaf, stack_axis, 0))
+
+
+def _top_of_groups(scores: np.ndarray, structure: gp.NM, kept: int) -> np.ndarray:
+    """The `kept` largest of every group of neighbours."""
+    groups = np.moveaxis(scores, structure.axis, -1)
+    flat = groups.reshape(-1, structure.of)
+    chosen = np.array([top_k(group, kept) for group in flat], bool)
+    chosen = chosen.reshape(groups.shape)
+    return np.moveaxis(chosen, -1, structure.axis)
 
 
 def _global_top_k(

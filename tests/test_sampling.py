@@ -11,11 +11,11 @@ import gradprune_jax as gp
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _sampling as sampling
 from gradprune_jax._counting import Units
-from gradprune_jax._mask_update import update_masks
+from gradprune_jax._magnitudes import largest_key, masked_keys
 from gradprune_jax._search import Groups
 from gradprune_jax._shards import whole
-from gradprune_jax._structures import Unstructured, largest_key
 from tests import oracle
+from tests.helpers import update_to
 
 SCHEDULE = gp.one_shot_schedule(0.5, 0)
 FAMILIES = ["normal", "tied", "mostly zero", "constant", "pruned before"]
@@ -41,13 +41,11 @@ def draw(family, shape, dtype="float32"):
 
 @functools.cache
 def compiled_update(rule, shapes, dtype):
-    def update(sparsity, weights, masks):
-        return update_masks(rule, sparsity, weights, masks, [whole(s) for s in shapes])
-
     weights = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     masks = [jax.ShapeDtypeStruct(shape, bool) for shape in shapes]
     sparsity = jax.ShapeDtypeStruct((), jnp.float32)
-    return jax.jit(update).lower(sparsity, weights, masks).compile()
+    update = jax.jit(functools.partial(update_to, rule))
+    return update.lower(sparsity, weights, masks).compile()
 
 
 def assert_exact(rule, weights, masks, sparsity, **fields):
@@ -96,9 +94,8 @@ def test_leaves_of_very_different_sizes_are_exact_together(min_density):
 
 def units_of(weights, mask):
     return Units.of_leaf(
-        jnp.asarray(weights),
-        jnp.asarray(mask),
-        structure=Unstructured(),
+        (jnp.asarray(weights), jnp.asarray(mask)),
+        functools.partial(masked_keys, dtype=jnp.float32),
         dtype=jnp.float32,
         stack_axis=None,
         shard=whole(weights.shape),

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update import update_masks
-from gradprune_jax._shards import whole
 from tests import oracle
-from tests.helpers import enable_x64
+from tests.helpers import enable_x64, update_to
 
 FLOAT8 = [
     "float8_e4m3fn",
@@ -37,11 +35,8 @@ TREES = {
 
 @functools.cache
 def compiled_update(rule, shapes):
-    return jax.jit(
-        lambda sparsity, weights, masks: update_masks(
-            rule, sparsity, weights, masks, [whole(shape) for shape in shapes]
-        )
-    )
+    del shapes  # a program for each
+    return jax.jit(functools.partial(update_to, rule))
 
 
 def assert_exact(rule, weights, masks, sparsity, **fields):

@@ -1,0 +1,114 @@
+"""Pruning once, without an optimizer or a schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gradprune_jax import _paths
+from gradprune_jax._checks import is_traced
+from gradprune_jax._mask_update import update_masks
+from gradprune_jax._masks import apply_masks
+from gradprune_jax._rules import Allocation, Rule, Where, assign
+from gradprune_jax._schedules import one_shot_schedule
+from gradprune_jax._shards import whole
+from gradprune_jax._structures import Structure
+
+
+def prune(
+    params: Any,
+    sparsity: chex.Numeric,
+    *,
+    where: Where | None = None,
+    structure: Structure | None = None,
+    allocation: Allocation = "uniform",
+    stack_axis: int | None = None,
+    min_density: chex.Numeric = 0.0,
+) -> tuple[Any, Any]:
+    r"""Prunes parameters at once: the selection of a mask update, with no training.
+
+    .. math:: m = \mathrm{top}_k(|p|), \qquad p' = \begin{cases} p & m \\ +0 &
+        \text{otherwise} \end{cases}
+
+    Args:
+      params: the parameters, plain or boxed.
+      sparsity: the fraction of zeros, in [0, 1]; may be a tracer. Under
+        :class:`NM` the pattern alone decides, whatever the sparsity is.
+      where: which parameters to prune, see :class:`Rule`.
+      structure: which weights are kept together.
+      allocation: ``"uniform"``, ``"global"`` or ``"erk"``.
+      stack_axis: the axis along which layers are stacked.
+      min_density: under global allocation, the fraction that each leaf keeps at least.
+
+    Returns:
+      The pruned parameters, and the masks: bool arrays, True where a weight is kept,
+      and ``optax.MaskedNode()`` where a leaf is dense. May be called under `jit`.
+
+    Raises:
+      ValueError: if an argument is not valid, nothing is selected, or a selected leaf
+        cannot be pruned.
+
+    Example:
+      >>> params, masks = prune({"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, 0.5)
+      >>> print(params["kernel"])
+      [[3. 0.]
+       [0. 2.]]
+    """
+    rule = Rule(
+        one_shot_schedule(sparsity, 0),
+        where=where,
+        structure=structure,
+        allocation=allocation,
+        stack_axis=stack_axis,
+        min_density=min_density,
+    )
+    leaves = _paths.named_leaves(params)
+    own = [i for i, owner in enumerate(assign([rule], params)) if owner is not None]
+    weights = [jnp.asarray(leaves[i].value) for i in own]
+    masks: list[Any] = [optax.MaskedNode()] * len(leaves)
+    for i, mask in zip(own, _select(rule, weights), strict=True):
+        masks[i] = mask
+    treedef: Any = jax.tree.structure(params)
+    tree = treedef.unflatten(masks)
+    return apply_masks(params, tree), tree
+
+
+def _select(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
+    """The masks of one rule's leaves, compiled: op by op each pass would be an array.
+
+    Numbers of which the program need not know are its arguments, so that another
+    sparsity, or another choice of leaves of the same shapes, is the same program.
+    """
+    schedule: Any = rule.schedule
+    program = dataclasses.replace(rule, where=None)
+    arguments = {}
+    if rule.allocation != "erk" or not schedule.is_concrete:
+        arguments["sparsity"] = schedule.final_sparsity
+        program = dataclasses.replace(program, schedule=None)
+    if is_traced(rule.min_density):
+        arguments["min_density"] = rule.min_density
+        program = dataclasses.replace(program, min_density=0.0)
+    return _compiled_select(program, arguments, weights)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_select(
+    rule: Rule, arguments: dict[str, Any], weights: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """The masks of one rule's leaves, with what is left out of the rule."""
+    if "sparsity" in arguments:
+        schedule = one_shot_schedule(arguments["sparsity"], 0)
+        rule = dataclasses.replace(rule, schedule=schedule)
+    if "min_density" in arguments:
+        rule = dataclasses.replace(rule, min_density=arguments["min_density"])
+    masks = [jnp.ones_like(leaf, dtype=bool) for leaf in weights]
+    shards = [whole(np.shape(leaf)) for leaf in weights]
+    return update_masks(rule, jnp.int32(0), weights, masks, shards)

@@ -1,0 +1,178 @@
+"""Sensitivity: how the loss rises as each parameter alone is pruned."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradprune_jax import _paths
+from gradprune_jax._checks import check_sparsity
+from gradprune_jax._mask_update import update_masks
+from gradprune_jax._rules import Rule, Where, assign
+from gradprune_jax._schedules import one_shot_schedule
+from gradprune_jax._shards import whole
+from gradprune_jax._structures import NM, Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """The loss as each parameter alone is pruned; `str` prints it as a table.
+
+    Attributes:
+      paths: the parameters, one after the other.
+      sparsities: to which each was pruned.
+      losses: float32 (parameters, sparsities).
+      baseline: the loss of the parameters as they are.
+    """
+
+    paths: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    losses: np.ndarray
+    baseline: float
+
+    def __str__(self) -> str:
+        header = ["path", *(f"{100 * s:.4g} %" for s in self.sparsities)]
+        rows = [
+            [path, *(f"{loss:.4g}" for loss in losses)]
+            for path, losses in zip(self.paths, self.losses, strict=True)
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(
+                [cells[0].ljust(widths[0])]
+                + [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
+            )
+            for cells in (header, ["-" * width for width in widths], *rows)
+        ]
+        return "\n".join([*lines, f"loss without pruning: {self.baseline:.4g}"])
+
+
+def sensitivity(
+    loss_fn: Callable[[Any], jax.Array],
+    params: Any,
+    sparsities: Sequence[float],
+    *,
+    where: Where | None = None,
+    structure: Structure | None = None,
+    stack_axis: int | None = None,
+    progress: bool = False,
+) -> Sensitivity:
+    r"""The loss as each parameter alone is pruned to each sparsity, without training.
+
+    .. math:: L_{l, s} = \mathrm{loss}(p_1, \dots, \mathrm{top}_{k(s)}(p_l), \dots)
+
+    The picture by which people choose targets layer by layer: a curve that rises early
+    is that of a layer to prune less.
+
+    Args:
+      loss_fn: maps parameters to a scalar; traced once, and vectorised over sparsities.
+        It may close over a batch, or average over several.
+      params: the parameters, plain or boxed; there are copies of them in memory, one
+        for each sparsity.
+      sparsities: fractions of zeros, in [0, 1].
+      where: which parameters, see :class:`Rule`; by default :func:`is_weight`.
+      structure: which weights are kept together. N:M has one sparsity only, and
+        therefore no curve.
+      stack_axis: the axis along which layers are stacked.
+      progress: whether to show a progress bar, which needs rich.
+
+    Returns:
+      The losses; ``gradprune_jax.report.plot_sensitivity`` draws them.
+
+    Raises:
+      ValueError: if an argument is not valid, or nothing is selected.
+      ImportError: if `progress` is set and rich is not installed.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+      >>> print(sensitivity(lambda p: -jnp.sum(p["kernel"]), params, [0.25, 0.5]))
+      path    25 %  50 %
+      ------  ----  ----
+      kernel    -9    -7
+      loss without pruning: -10
+
+    References:
+      Li et al., `Pruning filters for efficient convnets
+      <https://arxiv.org/abs/1608.08710>`_, 2017, section 3.2.
+    """
+    if isinstance(structure, NM):
+        raise ValueError(
+            f"structure is {structure!r}, which has one sparsity only; sensitivity "
+            "needs a structure that can have any."
+        )
+    values = [check_sparsity("sparsities", sparsity) for sparsity in sparsities]
+    if not values:
+        raise ValueError("sparsities is empty; it needs at least one number in [0, 1].")
+    rule = Rule(
+        one_shot_schedule(0.5, 0),
+        where=where,
+        structure=structure,
+        stack_axis=stack_axis,
+    )
+    named = _paths.named_leaves(params)
+    own = [i for i, owner in enumerate(assign([rule], params)) if owner is not None]
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(params)
+    targets = jnp.asarray(values, jnp.float32)
+    copies = [jnp.stack([jnp.asarray(leaf)] * len(values)) for leaf in leaves]
+    losses_of = jax.jit(jax.vmap(loss_fn))
+    rows = []
+    for i in _track(own, progress):
+        pruned = list(copies)
+        pruned[i] = _pruned_to(rule, targets, jnp.asarray(leaves[i]))
+        rows.append(_as_row(losses_of(treedef.unflatten(pruned)), len(values)))
+    return Sensitivity(
+        paths=tuple(named[i].name for i in own),
+        sparsities=tuple(values),
+        losses=np.array(rows, np.float32),
+        baseline=float(jax.jit(loss_fn)(params)),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pruned_to(rule: Rule, sparsities: jax.Array, weights: jax.Array) -> jax.Array:
+    """One leaf at every sparsity: [sparsities, *shape]."""
+
+    def pruned(sparsity: jax.Array) -> jax.Array:
+        schedule = one_shot_schedule(sparsity, 0)
+        (mask,) = update_masks(
+            dataclasses.replace(rule, schedule=schedule),
+            jnp.int32(0),
+            [weights],
+            [jnp.ones_like(weights, dtype=bool)],
+            [whole(weights.shape)],
+        )
+        return jnp.where(mask, weights, jnp.zeros_like(weights))
+
+    return jax.vmap(pruned)(sparsities)
+
+
+def _as_row(losses: jax.Array, sparsities: int) -> np.ndarray:
+    """The losses as numbers, refused if the function gave no scalar."""
+    row = np.asarray(losses, np.float32)
+    if row.shape != (sparsities,):
+        raise ValueError(
+            f"loss_fn returned an array of shape {row.shape[1:]}; it must return a "
+            "scalar."
+        )
+    return row
+
+
+def _track(items: Sequence[int], progress: bool) -> Iterable[int]:
+    """The items, with a progress bar if one is wanted."""
+    if not progress:
+        return items
+    try:
+        from rich.progress import track
+    except ImportError:
+        raise ImportError(
+            'progress needs rich: pip install "gradprune_jax[report]"'
+        ) from None
+    return track(items, "sensitivity")

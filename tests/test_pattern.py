@@ -1,0 +1,168 @@
+"""N:M: gradual from dense, exactly N of M in the end, along the axis that it names."""
+
+import functools
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gradprune_jax as gp
+from gradprune_jax._pattern import group_kept
+from tests import oracle
+from tests.helpers import update_to
+from tests.test_selection import seeds
+from tests.test_structures import draw
+
+PATTERNS = [(keep, of) for of in range(2, 33) for keep in range(1, of)]
+LEAVES = {
+    "dense": (gp.NM(2, 4), [(8, 5), (4, 1)]),
+    "convolution": (gp.NM(1, 3), [(2, 2, 6, 4)]),
+    "output axis": (gp.NM(3, 5, axis=-1), [(3, 10), (10,)]),
+    "query": (gp.NM(4, 8, axis=-3), [(8, 2, 3)]),
+    "longest": (gp.NM(15, 32, axis=0), [(64, 3)]),
+    "beyond a sum of neighbours": (gp.NM(20, 70, axis=0), [(140, 2)]),
+    "empty": (gp.NM(2, 4, axis=0), [(0, 3), (4, 0)]),
+}
+
+
+def kept_at(structure, sparsity, final):
+    """The number by exact fractions."""
+    ratio = Fraction(float(sparsity)) / Fraction(float(final))
+    return structure.of - int((structure.of - structure.keep) * min(ratio, 1))
+
+
+@pytest.mark.parametrize(("structure", "shapes"), LEAVES.values(), ids=LEAVES)
+@settings(max_examples=15)
+@given(seed=seeds, part=st.floats(0, 1, width=32))
+def test_groups_agree_with_a_stable_sort(structure, shapes, seed, part):
+    schedule = gp.polynomial_schedule(0.5, 0, 2, every=1, initial_sparsity=0.5 * part)
+    weights, masks = draw(seed, shapes)
+    kept = kept_at(structure, np.float32(schedule.initial_sparsity), np.float32(0.5))
+    new = _updated(structure)(schedule.initial_sparsity, weights, masks)
+    expected = oracle.next_masks(weights, masks, 0.0, structure=structure, kept=kept)
+    for mask, wanted in zip(new, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(mask), wanted)
+
+
+@functools.cache
+def _updated(structure):
+    """One update at an initial sparsity on the way to 0.5."""
+
+    def update(initial, weights, masks):
+        schedule = gp.polynomial_schedule(0.5, 0, 2, initial_sparsity=initial)
+        rule = gp.Rule(schedule, structure=structure)
+        return update_to(rule, None, weights, masks)
+
+    return jax.jit(update)
+
+
+@functools.cache
+def jitted_kept(structure):
+    return jax.jit(functools.partial(group_kept, structure))
+
+
+@settings(max_examples=200)
+@given(
+    pattern=st.sampled_from([(2, 4), (1, 6), (3, 10), (15, 32), (1, 256)]),
+    sparsity=st.floats(0, 1, width=32),
+    final=st.floats(2.0**-126, 1, width=32),
+)
+def test_the_kept_count_is_exact(pattern, sparsity, final):
+    structure = gp.NM(*pattern)
+    kept = jitted_kept(structure)(jnp.float32(sparsity), jnp.float32(final))
+    assert int(kept) == kept_at(structure, np.float32(sparsity), np.float32(final))
+
+
+def test_every_pattern_ends_at_exactly_keep():
+    """keep = ceil((1 - s) of) in float32 ends one too high for 139 of 496 patterns."""
+    assert len(PATTERNS) == 496
+    for final in np.float32([0.9, 1.0, 0.3, 1e-30]):
+        for keep, of in PATTERNS:
+            assert int(group_kept(gp.NM(keep, of), final, final)) == keep
+            assert int(group_kept(gp.NM(keep, of), 0 * final, final)) == of
+        # One ulp below the end, at least one more weight is kept.
+        below = np.nextafter(final, np.float32(0))
+        assert int(group_kept(gp.NM(2, 4), below, final)) == 3
+
+
+def test_gradual_training_to_two_of_four():
+    """ "2:4" is what is kept, and the axis is the one that a product sums over."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(16, 6)), jnp.float32)}
+    schedule = gp.polynomial_schedule(0.5, begin_step=1, end_step=9, every=2)
+    tx = gp.gradual_prune(schedule, structure=gp.NM(2, 4))
+    state, kept = tx.init(params), []
+    step = jax.jit(tx.update)
+    for _ in range(11):
+        updates = {"kernel": jnp.asarray(rng.normal(size=(16, 6)), jnp.float32)}
+        updates, state = step(updates, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        mask = np.asarray(state.masks["kernel"])
+        groups = mask.reshape(4, 4, 6).sum(1)
+        assert len(np.unique(groups)) == 1
+        kept.append(int(groups[0, 0]))
+        assert not np.asarray(params["kernel"])[~mask].any()
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] == 4
+    assert kept[-1] == 2
+    assert 3 in kept
+
+
+@pytest.mark.parametrize(
+    ("shape", "structure", "message"),
+    [
+        ((6, 8), gp.NM(2, 4), r"'a/kernel' has shape \(6, 8\).*length 6; .*of=3"),
+        ((7, 8), gp.NM(2, 4), "length 7.*of=7"),
+        ((1, 8), gp.NM(2, 4), "no group does"),
+        ((8, 6), gp.NM(2, 4, axis=-1), "length 6.*of=3"),
+        ((8, 6), gp.NM(2, 4, axis=2), "no axis 2"),
+        ((8, 6), gp.Block((9, 2)), "a block of 9x2 is larger than the 8x6 weights"),
+        ((8, 6), gp.Block((1, 4, 4)), "a block of 1x4x4 is larger"),
+        ((8, 6), gp.Channel(-3), "no axis -3"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused_before_training(shape, structure, message):
+    params = {"a": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}
+    schedule = gp.one_shot_schedule(0.5, 3)
+    with pytest.raises(ValueError, match=message):
+        gp.plan(schedule, params, structure=structure)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(gp.gradual_prune(schedule, structure=structure).init, params)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gp.NM(4, 4), r"keep is 4.*\[1, 3\]"),
+        (lambda: gp.NM(0, 4), "keep is 0"),
+        (lambda: gp.NM(1, 1), "of is 1"),
+        (lambda: gp.NM(2.5, 4), "keep is 2.5; it must be an integer"),
+        (lambda: gp.Block(()), "positive"),
+        (lambda: gp.Block((4, 0)), "positive"),
+        (lambda: gp.Block(4), "tuple of positive integers"),
+        (lambda: gp.Block((4, 4), "sum"), "pool is 'sum'"),
+        (lambda: gp.Channel("out"), "axis is 'out'"),
+        (lambda: gp.Channel(pool="median"), "pool is 'median'"),
+    ],
+)
+def test_structures_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(allocation="global"), "allocation is 'global' with NM"),
+        (dict(allocation="erk"), "allocation is 'erk' with NM"),
+        (dict(schedule=gp.polynomial_schedule(0.0, 0, 9)), "final_sparsity is 0"),
+    ],
+)
+def test_rules_that_give_a_pattern_another_sparsity_are_refused(fields, message):
+    rule = dict(schedule=gp.one_shot_schedule(0.5, 3), structure=gp.NM()) | fields
+    with pytest.raises(ValueError, match=message):
+        gp.Rule(**rule)

@@ -1,0 +1,152 @@
+"""Pruning once, and how much each parameter can bear."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import gradprune_jax as gp
+from gradprune_jax import report
+
+STRUCTURES = [None, gp.Block((2, 2)), gp.Channel(), gp.NM(1, 4)]
+
+
+def make_params(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"a": {"kernel": (8, 6), "bias": (6,)}, "b": {"kernel": (12, 4)}}
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+def test_it_is_the_selection_of_a_mask_update(structure):
+    params = make_params()
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.75, 0), structure=structure)
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    pruned, masks = gp.prune(params, 0.75, structure=structure)
+    jax.tree.map(np.testing.assert_array_equal, masks, state.masks)
+    np.testing.assert_array_equal(
+        pruned["a"]["kernel"],
+        np.where(masks["a"]["kernel"], params["a"]["kernel"], 0.0),
+    )
+    assert pruned["a"]["bias"] is params["a"]["bias"]
+    assert isinstance(masks["a"]["bias"], optax.MaskedNode)
+
+
+def test_it_runs_under_jit_with_a_traced_sparsity():
+    params = make_params()
+    prune = jax.jit(lambda s, p: gp.prune(p, s, allocation="global", min_density=0.1))
+    for sparsity in (0.3, 0.8):
+        pruned, masks = prune(jnp.float32(sparsity), params)
+        expected = gp.prune(params, sparsity, allocation="global", min_density=0.1)
+        jax.tree.map(np.testing.assert_array_equal, (pruned, masks), expected)
+
+
+def test_boxed_parameters_stay_boxed():
+    module = nn.Dense(4, kernel_init=nn.with_partitioning(nn.ones, (None, None)))
+    boxed = module.init(jax.random.key(0), jnp.ones((1, 6)))["params"]
+    pruned, _ = gp.prune(boxed, 0.5)
+    assert isinstance(pruned["kernel"], nn.Partitioned)
+    assert float(gp.sparsity(pruned)["kernel"]) == 0.5
+    state = nnx.state(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    pruned, _ = gp.prune(state, 0.5)
+    assert float(gp.sparsity(pruned)["kernel"]) == 0.5
+
+
+def test_bad_arguments_are_refused():
+    for arguments, message in [
+        (dict(sparsity=1.5), "final_sparsity is 1.5"),
+        (dict(sparsity=0.5, where="none"), "matches no parameter"),
+        (dict(sparsity=0.5, structure=gp.NM(2, 5)), "groups of 5 do not divide"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            gp.prune(make_params(), **arguments)
+
+
+def test_dead_channels_are_named():
+    params = {"kernel": np.ones((3, 4, 5), np.float32), "scale": np.zeros(5)}
+    params["kernel"][..., 2] = -0.0
+    params["kernel"][:, 1] = 0.0
+    assert {k: v.tolist() for k, v in gp.dead_channels(params).items()} == {
+        "kernel": [2]
+    }
+    assert gp.dead_channels(params, axis=-2)["kernel"].tolist() == [1]
+    pruned, masks = gp.prune(make_params(), 0.5, structure=gp.Channel())
+    dead = gp.dead_channels(masks)
+    assert {path: len(channels) for path, channels in dead.items()} == {
+        "a/kernel": 3,
+        "b/kernel": 2,
+    }
+    assert str(dead) == str(gp.dead_channels(pruned))
+    with pytest.raises(ValueError, match="under jit"):
+        jax.jit(gp.dead_channels)(params)
+
+
+def loss_fn(params):
+    hidden = jnp.tanh(jnp.ones((3, 8)) @ params["a"]["kernel"] + params["a"]["bias"])
+    return jnp.sum(hidden**2) + 10 * jnp.sum(jnp.abs(params["b"]["kernel"]))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES[:3], ids=str)
+def test_sensitivity_is_the_loss_with_one_parameter_pruned(structure):
+    params, sparsities = make_params(), [0.0, 0.5, 0.9]
+    traces = []
+
+    def traced_loss(params):
+        traces.append(None)
+        return loss_fn(params)
+
+    result = gp.sensitivity(traced_loss, params, sparsities, structure=structure)
+    assert len(traces) == 2  # once for all sparsities, once for the baseline
+    assert result.paths == ("a/kernel", "b/kernel")
+    assert result.baseline == pytest.approx(float(loss_fn(params)), rel=1e-6)
+    np.testing.assert_allclose(result.losses[:, 0], result.baseline, rtol=1e-6)
+    for sparsity, losses in zip(sparsities, result.losses.T, strict=True):
+        pruned, _ = gp.prune(params, sparsity, structure=structure)
+        for name, loss in zip("ab", losses, strict=True):
+            np.testing.assert_allclose(
+                loss, loss_fn(params | {name: pruned[name]}), rtol=1e-6
+            )
+    assert "a/kernel" in str(result)
+    assert "90 %" in str(result)
+
+
+def test_sensitivity_shows_its_progress(capsys):
+    gp.sensitivity(loss_fn, make_params(), [0.5], progress=True)
+    assert "sensitivity" in capsys.readouterr().out
+
+
+def test_sensitivity_of_nonsense_is_refused():
+    params = make_params()
+    for arguments, message in [
+        (dict(sparsities=[]), "sparsities is empty"),
+        (dict(sparsities=[90]), "sparsities is 90"),
+        (dict(sparsities=[0.5], structure=gp.NM()), "one sparsity only"),
+        (dict(sparsities=[0.5], where="none"), "matches no parameter"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            gp.sensitivity(loss_fn, params, **arguments)
+    with pytest.raises(ValueError, match="must return a scalar"):
+        gp.sensitivity(lambda p: p["a"]["bias"], params, [0.5])
+
+
+def test_sensitivity_is_drawn():
+    result = gp.Sensitivity(
+        paths=tuple(f"layer{i}" for i in range(12)),
+        sparsities=(0.9, 0.5),
+        losses=np.arange(24, dtype=np.float32).reshape(12, 2),
+        baseline=1.0,
+    )
+    axes = report.plot_sensitivity(result, title="Layers").axes[0]
+    assert axes.get_title() == "Layers"
+    assert len(axes.get_lines()) == 13  # the curves, and the loss without pruning
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "layer11" in names
+    assert "layer0" not in names
+    np.testing.assert_array_equal(axes.get_lines()[0].get_xdata(), [50.0, 90.0])
