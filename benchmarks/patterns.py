@@ -126,8 +126,8 @@ def table(results: dict[str, Any]) -> str:
     steps = results["runs"][0]["steps"]
     lines += [
         "",
-        f"{SOURCE}; {steps:,} steps in {EPOCHS} epochs; means of {seeds} seeds, and the "
-        "spread between them. Trained by `python -m benchmarks.patterns` on "
+        f"{SOURCE}; {steps:,} steps in {EPOCHS} epochs; means of {seeds} seeds, with "
+        "the spread between them. Trained by `python -m benchmarks.patterns` on "
         f"{results['machine']}, {results['date']}, jax {results['jax']}.",
     ]
     return "\n".join(lines)

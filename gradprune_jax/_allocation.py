@@ -72,12 +72,12 @@ def allocate(rule: Rule, segments: Sequence[Segment], step: jax.Array) -> Budget
     groups = [sum(sizes)] if together else sizes
     if max(sizes, default=0) > LARGEST_LEAF:
         raise ValueError(
-            f"a leaf has {max(sizes)} units that are ranked together; at most "
-            f"{LARGEST_LEAF} can be. Split it, or give its stack_axis."
+            f"a leaf has {max(sizes)} weights or blocks that are ranked together; at "
+            f"most {LARGEST_LEAF} can be. Split it, or give its stack_axis."
         )
     if max(groups, default=0) > arithmetic.LARGEST_COUNT:
         raise ValueError(
-            f"{max(groups)} units are ranked together; at most "
+            f"{max(groups)} weights or blocks are ranked together; at most "
             f"{arithmetic.LARGEST_COUNT} can be. Use several rules."
         )
     if rule.allocation == "erk":

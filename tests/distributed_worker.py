@@ -93,7 +93,7 @@ def differences(mesh, layout, inside_shard_map, **fields):
         yield "count"
 
 
-def main(allocation, address, process):
+def main(address, process):
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, 2, int(process))
@@ -101,7 +101,8 @@ def main(allocation, address, process):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     # To the end in any case: the other process waits for the counts of this one.
     found = [
-        f"{case}: {difference}"
+        f"{case}, {allocation}: {difference}"
+        for allocation in ("uniform", "global")
         for case, (layout, inside_shard_map) in CASES.items()
         for difference in differences(
             mesh, layout, inside_shard_map, allocation=allocation

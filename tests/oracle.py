@@ -84,6 +84,8 @@ def next_masks(
 def unit_scores(magnitudes: np.ndarray, structure: gp.Structure) -> np.ndarray:
     """The score of every block of one leaf: exact integers, rounded down at the end."""
     block = structure.block_shape(magnitudes.shape)
+    if isinstance(structure, gp.Unstructured):
+        return magnitudes
     pool = getattr(structure, "pool", "max")
     infinite = ~np.isfinite(magnitudes)
     finite = np.where(infinite, 0.0, magnitudes)

@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 180  # seconds
 
@@ -35,13 +33,11 @@ def start_worker(log, *arguments):
         )
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_masks_are_the_same_on_two_processes(allocation, tmp_path):
+def test_masks_are_the_same_on_two_processes(tmp_path):
     address = free_address()
     logs = [tmp_path / f"{process}.log" for process in range(2)]
     workers = [
-        start_worker(log, allocation, address, str(process))
-        for process, log in enumerate(logs)
+        start_worker(log, address, str(process)) for process, log in enumerate(logs)
     ]
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):

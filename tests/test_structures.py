@@ -73,9 +73,16 @@ def test_units_agree_with_a_stable_sort_in_other_dtypes(dtype, pool, seed, spars
     assert_exact(gp.Block((4, 2), pool), weights, masks, sparsity)
 
 
-@pytest.mark.parametrize("structure", [gp.Block((2, 3)), gp.Channel(), gp.Channel(0)])
-@pytest.mark.parametrize("stack_axis", [0, -1])
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize(
+    ("structure", "stack_axis", "allocation"),
+    [
+        (gp.Block((2, 3)), 0, "uniform"),
+        (gp.Block((3,), "max"), -1, "global"),
+        (gp.Channel(), 0, "global"),
+        (gp.Channel(), -1, "uniform"),
+        (gp.Channel(0), 1, "uniform"),
+    ],
+)
 @settings(max_examples=8)
 @given(seed=seeds, sparsity=sparsities)
 def test_stacked_layers_are_pruned_as_each_alone(

@@ -48,7 +48,7 @@ schedules = st.builds(
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(tree=trees, schedule=schedules, seed=st.integers(0, 2**32 - 1))
 def test_whole_runs_agree_with_a_stable_sort(allocation, tree, schedule, seed):
     rng = np.random.default_rng(seed)
