@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradprune_jax._magnitudes import largest_key
 from gradprune_jax._shards import Shard
@@ -117,6 +117,7 @@ class Units(NamedTuple):
         axis, last = self.stack_axis, per_slice.ndim - 1
         if axis is None:
             return jnp.expand_dims(per_slice[..., 0], self._unit_axes(last))
+        per_slice = _replicated(per_slice)
         if self.shard.axis_names[axis]:
             size = self.shape[axis]
             start = self.shard.offset(axis, size)
@@ -143,14 +144,30 @@ class Units(NamedTuple):
         axis = self.stack_axis
         if axis is None:
             return jnp.expand_dims(counts, counts.ndim)
-        if any(jax.typeof(counts).sharding.spec):  # in explicit sharding mode alone
-            counts = jax.sharding.reshard(counts, PartitionSpec(*[None] * counts.ndim))
+        counts = _replicated(counts)
         if not self.shard.axis_names[axis]:
             return counts
         last = counts.ndim - 1
         start = self.shard.offset(axis, counts.shape[last])
         elsewhere = jnp.zeros_like(counts, shape=(*counts.shape[:last], self.slices))
         return jax.lax.dynamic_update_slice_in_dim(elsewhere, counts, start, last)
+
+
+def _replicated(counts: jax.Array) -> jax.Array:
+    """The same counts, whole on every device, where the mesh is known.
+
+    XLA would lay out the slices of all leaves like those of one, and then the masks of
+    the others so too, in place of like their own parameters.
+    """
+    sharding = jax.typeof(counts).sharding
+    nowhere = PartitionSpec(*[None] * counts.ndim)
+    if any(sharding.spec):  # in explicit sharding mode alone
+        return jax.sharding.reshard(counts, nowhere)
+    is_automatic = AxisType.Auto in sharding.mesh.axis_types
+    if not is_automatic or AxisType.Manual in sharding.mesh.axis_types:
+        return counts
+    replicated = NamedSharding(sharding.mesh, nowhere)
+    return jax.lax.with_sharding_constraint(counts, replicated)
 
 
 # Which units of a leaf are marked, given thresholds that broadcast over them.

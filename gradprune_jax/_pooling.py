@@ -88,7 +88,7 @@ def score_keys(
         return largest
     infinity = np.asarray(largest_key(dtype) - 1, largest.dtype)
     finite = jnp.where(largest < infinity, largest, 0)
-    top = _over_slices(finite, stack_axis, shard)
+    top = _over_slices(finite, stack_axis, shard.of_units(block))
     means = _mean_keys(keys, _exponent(top, dtype), windows, dtype)
     return jnp.where(largest < infinity, means, largest)
 
@@ -260,7 +260,7 @@ def _float_bits(bits: jax.Array, exponent: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _over_slices(numbers: jax.Array, stack_axis: int | None, shard: Shard) -> jax.Array:
-    """The largest number of every slice of a whole leaf, to broadcast over it."""
+    """The largest number of every slice of all units, to broadcast over weights."""
     axes = tuple(axis for axis in range(numbers.ndim) if axis != stack_axis)
     largest = jnp.max(numbers, axes, keepdims=True, initial=0)
     names = tuple(sorted(name for axis in axes for name in shard.axis_names[axis]))
