@@ -288,8 +288,7 @@ def _check_where(where: Any) -> None:
 
 
 def _check_structure(structure: Any) -> None:
-    is_structure = hasattr(structure, "block_shape") and not isinstance(structure, type)
-    if structure is not None and not is_structure:
+    if structure is not None and not isinstance(structure, Structure):
         raise ValueError(
             f"structure is {structure!r}; it must be Unstructured(), NM(...), "
             "Block(...), Channel(...), or None."

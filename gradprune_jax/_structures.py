@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 Shape = tuple[int, ...]
 Pool = Literal["mean", "max"]
@@ -22,8 +22,14 @@ Pool = Literal["mean", "max"]
 LARGEST_GROUP = 256
 
 
-class Structure(Protocol):
-    """How a leaf is cut into blocks."""
+@dataclasses.dataclass(frozen=True)
+class Unstructured:
+    """Every weight by itself, ranked by its magnitude: the paper's choice.
+
+    Example:
+      >>> Unstructured().block_shape((3, 4))
+      (1, 1)
+    """
 
     def block_shape(self, shape: Shape) -> Shape:
         """The weights that belong together, along every axis of a leaf.
@@ -38,20 +44,6 @@ class Structure(Protocol):
         Raises:
           ValueError: if the structure does not fit the shape.
         """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Unstructured:
-    """Every weight by itself, ranked by its magnitude: the paper's choice.
-
-    Example:
-      >>> Unstructured().block_shape((3, 4))
-      (1, 1)
-    """
-
-    def block_shape(self, shape: Shape) -> Shape:
-        """Each weight by itself."""
         return (1,) * len(shape)
 
     def __str__(self) -> str:
@@ -231,6 +223,9 @@ class Channel:
 
     def __str__(self) -> str:
         return f"channels of axis {self.axis}, {self.pool}"
+
+
+Structure = Unstructured | NM | Block | Channel
 
 
 def slice_shape(shape: Shape, stack_axis: int | None) -> Shape:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._allocation import kept_units, least_units
+from gradprune_jax._division import leading_quotient
 from tests import oracle
 
 sizes = st.lists(st.integers(0, 2**48), min_size=8, max_size=8)
@@ -117,3 +118,26 @@ def test_nonsense_sparsities_of_tracers_do_no_harm():
     for sparsity, expected in [(-1.0, 10), (2.0, 0), (float("nan"), 10)]:
         kept = jax.jit(lambda s: arithmetic.kept_count([10], s))(sparsity)
         assert arithmetic.as_integer(kept)[0] == expected
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=8, max_size=8),
+    st.lists(st.integers(1, 2**32 - 1), min_size=8, max_size=8),
+    st.integers(0, 63),
+)
+def test_the_leading_bits_of_quotients_are_exact(numerators, divisors, shift):
+    numerators = [numerator >> shift for numerator in numerators]
+    bits, exponents = compiled_quotient(
+        arithmetic.as_count(numerators), np.array(divisors, np.uint32)
+    )
+    for n, d, found, e in zip(numerators, divisors, bits, exponents, strict=True):
+        if n == 0:
+            assert int(found) == 0
+            continue
+        exact = Fraction(n, d)
+        value = Fraction(int(found)) * Fraction(2) ** (int(e) - 31)
+        assert int(found) >> 31 == 1
+        assert value <= exact < value + Fraction(2) ** (int(e) - 30)
+
+
+compiled_quotient = jax.jit(leading_quotient)

@@ -3,12 +3,15 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import stored
+import gradprune_jax as gp
+from benchmarks import patterns, stored
 from benchmarks.program import Program
 from benchmarks.speed import mask_update, rivals, step, tables
+from gradprune_jax.demo.models import LinenNetwork
 
 
 def test_a_case_is_measured_and_shown():
@@ -56,6 +59,32 @@ def test_every_family_is_drawn_and_every_size_is_measured():
     assert {(1, 10**n) for n in (5, 6, 7, 8)} < sizes
     assert {(10, 10**7), (200, 10**7)} < sizes
     assert max(case.weights for case in mask_update.cases(10**6)) == 10**6
+
+
+def test_every_configuration_of_the_patterns_fits_the_network():
+    params = jax.eval_shape(
+        LinenNetwork().init, jax.random.key(0), jnp.zeros((1, 28, 28, 1), jnp.uint8)
+    )["params"]
+    made = patterns.configurations(lambda s: gp.one_shot_schedule(s, 0))
+    rows = []
+    for name, rules in made.items():
+        if rules is not None:
+            assert gp.plan(rules, params).pruned
+        sparsity = {f"{layer}/kernel": 0.5 for layer in patterns.LAYERS}
+        rows.append(
+            {
+                "name": name,
+                "seed": 0,
+                "steps": 4,
+                "correct": 90 if name == "dense" else 80,
+                "test_images": 100,
+                "sparsity": sparsity | {"total": 0.5},
+                "dead_channels": {"conv1/kernel": 3},
+            }
+        )
+    table = patterns.table({"runs": rows, "machine": "m", "date": "d", "jax": "j"})
+    assert "| dense | 90.00 | +0.00 | 0.00 | 50.0 |" in table
+    assert "| 2:4, but for conv1 | 80.00 | -10.00 |" in table
 
 
 def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):

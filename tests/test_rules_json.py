@@ -72,11 +72,6 @@ def test_numbers_of_numpy_and_jax_are_written():
     assert gp.rules_from_json(gp.rules_to_json(rule))[0].min_density == 0.25
 
 
-class Odd:
-    def block_shape(self, shape):
-        return (1,) * len(shape)
-
-
 SCHEDULE = gp.one_shot_schedule(0.5, 3)
 
 
@@ -88,7 +83,6 @@ SCHEDULE = gp.one_shot_schedule(0.5, 3)
             gp.Rule(gp.custom_schedule(optax.linear_schedule(0, 0.5, 9), 0, 9)),
             "rule 0 is a custom_schedule",
         ),
-        (gp.Rule(SCHEDULE, structure=Odd()), "structure of rule 0 is .*Odd"),
     ],
 )
 def test_what_no_file_can_hold_is_refused(rule, message):
