@@ -96,6 +96,9 @@ def _select(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     if is_traced(rule.min_density):
         arguments["min_density"] = rule.min_density
         program = dataclasses.replace(program, min_density=0.0)
+    else:  # as a scalar of NumPy, which unlike an array has a hash
+        density = np.asarray(rule.min_density)[()]
+        program = dataclasses.replace(program, min_density=density)
     return _compiled_select(program, arguments, weights)
 
 

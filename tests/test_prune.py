@@ -48,6 +48,13 @@ def test_it_runs_under_jit_with_a_traced_sparsity():
         jax.tree.map(np.testing.assert_array_equal, (pruned, masks), expected)
 
 
+@pytest.mark.parametrize("dtype", [float, np.float32, jnp.float32])
+def test_numbers_may_be_of_any_kind(dtype):
+    fields = dict(allocation="global", where="a/kernel")
+    _, masks = gp.prune(make_params(), dtype(0.9), min_density=dtype(0.25), **fields)
+    assert masks["a"]["kernel"].sum() == 12
+
+
 def test_boxed_parameters_stay_boxed():
     module = nn.Dense(4, kernel_init=nn.with_partitioning(nn.ones, (None, None)))
     boxed = module.init(jax.random.key(0), jnp.ones((1, 6)))["params"]
@@ -118,6 +125,7 @@ def test_sensitivity_is_the_loss_with_one_parameter_pruned(structure):
 
 
 def test_sensitivity_shows_its_progress(capsys):
+    pytest.importorskip("rich")
     gp.sensitivity(loss_fn, make_params(), [0.5], progress=True)
     assert "sensitivity" in capsys.readouterr().out
 
@@ -137,6 +145,7 @@ def test_sensitivity_of_nonsense_is_refused():
 
 
 def test_sensitivity_is_drawn():
+    pytest.importorskip("matplotlib")
     result = gp.Sensitivity(
         paths=tuple(f"layer{i}" for i in range(12)),
         sparsities=(0.9, 0.5),
