@@ -142,16 +142,22 @@ def main() -> None:
     """Trains all configurations, prints and stores."""
     parser = argparse.ArgumentParser(prog="benchmarks.patterns", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--resume", action="store_true", help="train only what is not stored yet"
+    )
     arguments = parser.parse_args()
     images = data.load()
     names = list(configurations(lambda sparsity: gp.one_shot_schedule(sparsity, 0)))
-    results: dict[str, Any] = {"runs": []}
+    runs = stored.read("patterns").get("runs", []) if arguments.resume else []
+    results: dict[str, Any] = {"runs": runs}
+    trained = {(row["name"], row["seed"]) for row in runs}
     with Progress() as progress:
         task = progress.add_task("runs", total=len(names) * arguments.seeds)
         for seed in range(arguments.seeds):
             for name in names:
                 progress.update(task, description=f"{name}, seed {seed}")
-                results["runs"].append(run(images, name, seed, lambda _: None))
+                if (name, seed) not in trained:
+                    runs.append(run(images, name, seed, lambda _: None))
                 progress.advance(task)
     results |= stored.machine()
     print(table(results))
