@@ -35,6 +35,11 @@ def write(name: str, results: dict[str, Any], table: str) -> None:
     path = FOLDER / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
+    insert(name, table)
+
+
+def insert(name: str, table: str) -> None:
+    """Puts a table between its marks in `README.md`."""
     readme = FOLDER / "README.md"
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, rest = readme.read_text().split(begin)

@@ -1,0 +1,144 @@
+"""All trainings of a study: those that are stored are not run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from benchmarks import stored
+from benchmarks.paper import training
+from benchmarks.paper.task import Configuration, Study
+
+_REPOSITORY = pathlib.Path(__file__).parents[2]
+_SPEED_OVER = 600.0  # seconds that the estimate of the time left is taken from
+
+
+class Records:
+    """What was measured, in one file that is replaced after each training."""
+
+    def __init__(self, file: pathlib.Path) -> None:
+        self._file = file
+        self._records = json.loads(file.read_text()) if file.exists() else []
+
+    def find(self, study: Study, configuration: Configuration, seed: int) -> Any:
+        """The record of a training with just these settings, or None."""
+        wanted = self._key(study, configuration, seed)
+        matching = (each for each in self._records if wanted.items() <= each.items())
+        return next(matching, None)
+
+    def add(
+        self,
+        study: Study,
+        configuration: Configuration,
+        seed: int,
+        measured: dict[str, Any],
+    ) -> None:
+        """Stores a training in place of one of its name with other settings."""
+        key = self._key(study, configuration, seed)
+        place = ("configuration", "seed")
+        others = [
+            each
+            for each in self._records
+            if any(each[field] != key[field] for field in place)
+        ]
+        self._records = [*others, key | measured | _provenance()]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(self._records, indent=1) + "\n")
+        os.replace(temporary, self._file)
+
+    @staticmethod
+    def _key(study: Study, configuration: Configuration, seed: int) -> dict[str, Any]:
+        return {
+            "configuration": configuration.name,
+            "seed": seed,
+            "source": study.source,
+            "settings": repr((configuration.task, configuration.rules)),
+        }
+
+
+def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any]]:
+    """Trains what is not stored yet, under a progress bar.
+
+    Args:
+      study: what to train.
+      out: the folder for `<study>.json`, and for the checkpoints of a training that
+        is interrupted.
+      console: to show the progress on.
+
+    Returns:
+      The record of each configuration and seed, in the order of the study.
+    """
+    records = Records(out / f"{study.name}.json")
+    trainings = [
+        (configuration, seed)
+        for configuration in study.configurations
+        for seed in range(study.seeds)
+    ]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    # A step costs about as much as its network has parameters.
+    costs = {each.name: _parameters(each) for each in study.configurations}
+    total = sum(each.task.steps * costs[each.name] for each, _ in trainings)
+    with Progress(*columns, console=console, speed_estimate_period=_SPEED_OVER) as bars:
+        whole = bars.add_task(study.title, total=total, status="")
+        finished = 0
+        for number, (configuration, seed) in enumerate(trainings, start=1):
+            cost = costs[configuration.name]
+            if records.find(study, configuration, seed) is None:
+
+                def show(
+                    step: int,
+                    loss: float,
+                    of: str = f"{number}/{len(trainings)} {configuration.name}, "
+                    f"seed {seed}",
+                    done: int = finished,
+                    cost: int = cost,
+                    steps: int = configuration.task.steps,
+                ) -> None:
+                    status = f"{of}: step {step:,}/{steps:,}, loss {loss:.3f}"
+                    bars.update(whole, completed=done + step * cost, status=status)
+
+                name = re.sub(r"\W+", "-", f"{study.name} {configuration.name} {seed}")
+                measured = training.train(
+                    configuration, seed, out / "checkpoints" / name, show
+                )
+                records.add(study, configuration, seed, measured)
+            finished += configuration.task.steps * cost
+            bars.update(whole, completed=finished)
+    return [records.find(study, *each) for each in trainings]
+
+
+def _parameters(configuration: Configuration) -> int:
+    """The number of a network's parameters, from its shapes."""
+    params, _ = jax.eval_shape(configuration.task.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _provenance() -> dict[str, Any]:
+    """When, where and with which code a training was run."""
+    git = ("git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty=+changes")
+    described = subprocess.run(git, capture_output=True, text=True, check=False)
+    commit = described.stdout.strip() or "unknown"
+    return {**stored.machine(), "commit": commit}

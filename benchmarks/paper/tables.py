@@ -1,0 +1,101 @@
+"""A study as Markdown: its table, its picture, and what they say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.paper import tradeoff
+from benchmarks.paper.task import Study
+from benchmarks.paper.tradeoff import Row
+
+
+def markdown(
+    study: Study, records: Sequence[dict[str, Any]], command: str, picture: str
+) -> str:
+    """All that a study shows.
+
+    Args:
+      study: what was trained.
+      records: one for each configuration and seed.
+      command: that writes the table.
+      picture: the path of the figure, relative to where the text is read; none if "".
+
+    Returns:
+      A table, a picture, sentences, and where the figures come from.
+    """
+    rows = tradeoff.rows(study, records)
+    parts = [_table(study, rows)]
+    if picture:
+        parts.append(f"![{study.metric.title} against non-zeros]({picture})")
+    said = [*study.notes, *_sentences(study, rows)]
+    parts.append("\n".join(f"- {sentence}" for sentence in said))
+    parts.append(_provenance(study, records, command))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _sentences(study: Study, rows: Sequence[Row]) -> list[str]:
+    """What is computed from the rows: for ablations, one sentence each."""
+    if any(not row.is_sparse for row in rows):
+        return tradeoff.statements(study, rows)
+    first, *others = rows
+    metric = study.metric
+    sentences = []
+    for row in others:
+        change = row.mean(metric.name) - first.mean(metric.name)
+        spread = max(row.spread(metric.name), first.spread(metric.name))
+        sentences.append(
+            f"{row.name[0].upper()}{row.name[1:]}: {metric.title} {change:+.2f}, "
+            + ("within" if abs(change) <= spread else "beyond")
+            + f" the spread of seeds ({spread:.2f})."
+        )
+    return sentences
+
+
+def _table(study: Study, rows: Sequence[Row]) -> str:
+    """One line for each configuration."""
+    metrics = (study.metric, *study.others)
+    headings = [
+        "model",
+        "non-zeros",
+        *("dense, kB", "bit mask, kB", "CSR, kB"),
+        study.metric.title,
+        f"to {study.reference}",
+        "spread",
+        *(metric.title for metric in study.others),
+        "seconds a run",
+    ]
+    (reference,) = (row for row in rows if row.name == study.reference)
+    name = metrics[0].name
+    lines = [headings, ["-"] * len(headings)]
+    for row in rows:
+        lines.append(
+            [
+                row.name,
+                f"{row.nonzero:,}",
+                *(f"{size / 1e3:,.0f}" for size in row.bytes.values()),
+                f"{row.mean(name):.2f}",
+                f"{row.mean(name) - reference.mean(name):+.2f}",
+                f"{row.spread(name):.2f}",
+                *(f"{row.mean(metric.name):.2f}" for metric in study.others),
+                f"{row.seconds / len(row.metrics[name]):.0f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -> str:
+    """The data, the effort, the command, the commit and the machine."""
+
+    def distinct(field: str) -> str:
+        return ", ".join(sorted({str(each[field]) for each in records}))
+
+    minutes = sum(each["seconds"] for each in records) / 60
+    return (
+        f"{study.source}; {records[0]['steps']:,} steps each, means of {study.seeds} "
+        f"{'seeds' if study.seeds > 1 else 'seed'} with the spread between them; "
+        f"{minutes:.0f} minutes of training, {statistics.mean(each['seconds'] for each in records):.0f} s "
+        f"a run. Written by `{command}` at commit {distinct('commit')} on "
+        f"{distinct('machine')}, {distinct('date')}, jax {distinct('jax')}."
+    )

@@ -1,0 +1,147 @@
+"""What is trained, how it is pruned, and what a study compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import optax
+
+import gradprune_jax as gp
+
+# Gale, Elsen and Hooker (2019, section 4) find the best windows to begin about a third
+# into training and to end before the learning rate is low.
+_WINDOW = (0.25, 0.75)
+_MASK_UPDATES = 50
+_WARM_UP = 0.05
+
+
+class Task(Protocol):
+    """A network, its data and how it learns; nothing in it knows of pruning.
+
+    Attributes:
+      steps: the number of optimizer updates.
+      learning_rate: its peak.
+      weight_decay: AdamW's, decoupled.
+    """
+
+    @property
+    def steps(self) -> int: ...  # noqa: D102
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        """Parameters, and what else a step hands to the next one."""
+
+    def batch(self, seed: int, step: int) -> Any:
+        """The batch of a step, the same for the same seed and step."""
+
+    def loss(
+        self, params: Any, carried: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """The mean loss of a batch, and what the next step is handed."""
+
+    def evaluate(self, params: Any, carried: Any) -> dict[str, float]:
+        """The metrics on held-out data, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One row of a study: a task, and the rules that its network is pruned by.
+
+    Attributes:
+      name: what the row is called.
+      task: what is trained.
+      rules: none for a dense network.
+    """
+
+    name: str
+    task: Task
+    rules: tuple[gp.Rule, ...] = ()
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW behind global-norm clipping, wrapped by the pruning.
+
+        The wrapper masks the gradient too: the norm is that of the live weights.
+        """
+        steps = self.task.steps
+        rate = optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=self.task.learning_rate,
+            warmup_steps=max(1, round(_WARM_UP * steps)),
+            decay_steps=steps,
+        )
+        inner = optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(rate, weight_decay=self.task.weight_decay),
+        )
+        return gp.with_gradual_prune(inner, list(self.rules)) if self.rules else inner
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What a study measures.
+
+    Attributes:
+      name: its key in what `Task.evaluate` returns.
+      title: the words on an axis and in a table, with the unit.
+      lower_is_better: as for an error or a perplexity.
+    """
+
+    name: str
+    title: str
+    lower_is_better: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Configurations that are trained for equally many steps and compared.
+
+    Attributes:
+      name: of its files.
+      title: a heading.
+      metric: what is compared.
+      others: further metrics that its table shows.
+      reference: the name of the dense configuration that the pruned ones start from.
+      configurations: the rows, `reference` first.
+      seeds: how often each is trained.
+      source: the data, in words.
+      notes: figures and sentences to print below the table.
+    """
+
+    name: str
+    title: str
+    metric: Metric
+    reference: str
+    configurations: tuple[Configuration, ...]
+    seeds: int
+    source: str
+    others: tuple[Metric, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def window(
+    sparsity: float,
+    steps: int,
+    begin: float = _WINDOW[0],
+    end: float = _WINDOW[1],
+    **fields: Any,
+) -> gp.SparsitySchedule:
+    """The paper's schedule over a part of training.
+
+    Args:
+      sparsity: the final one.
+      steps: of the training.
+      begin: the fraction of training after which pruning begins.
+      end: the fraction after which the masks stay as they are.
+      **fields: of :func:`gradprune_jax.polynomial_schedule`.
+
+    Returns:
+      The schedule, with fifty mask updates if `every` is not given.
+    """
+    first, last = int(begin * steps), min(int(end * steps), steps - 1)
+    fields.setdefault("every", max(1, (last - first) // _MASK_UPDATES))
+    return gp.polynomial_schedule(sparsity, first, last, **fields)

@@ -1,0 +1,145 @@
+"""One training, from its beginning or from where it was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+import gradprune_jax as gp
+from benchmarks.paper import storage
+from benchmarks.paper.task import Configuration
+
+_REPORT_EVERY = 10  # reading a loss waits for the device: not at every step
+
+
+class State(NamedTuple):
+    """All that a training needs to go on.
+
+    Attributes:
+      step: the number of updates done, int32.
+      seconds: how long they took, float32.
+      params: the parameters.
+      opt_state: the optimizer's state, masks included.
+      carried: what a task's step hands to the next one.
+    """
+
+    step: jax.Array
+    seconds: jax.Array
+    params: Any
+    opt_state: Any
+    carried: Any
+
+
+class _Program(NamedTuple):
+    """A configuration's compiled functions, shared by its seeds."""
+
+    init: Callable[[jax.Array], State]
+    step: Callable[[State, Any, jax.Array], tuple[State, jax.Array]]
+
+
+@functools.lru_cache(maxsize=1)
+def _program(configuration: Configuration) -> _Program:
+    """What to run: the initialisation, and a step that reuses the old state's memory."""
+    task, tx = configuration.task, configuration.optimizer()
+
+    def init(key: jax.Array) -> State:
+        params, carried = task.init(key)
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, jnp.zeros(()), params, tx.init(params), carried)
+
+    def step(state: State, batch: Any, key: jax.Array) -> tuple[State, jax.Array]:
+        key = jax.random.fold_in(key, state.step)
+        (loss, carried), gradients = jax.value_and_grad(task.loss, has_aux=True)(
+            state.params, state.carried, batch, key
+        )
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = State(state.step + 1, state.seconds, params, opt_state, carried)
+        return state, loss
+
+    return _Program(jax.jit(init), jax.jit(step, donate_argnums=0))
+
+
+def train(
+    configuration: Configuration,
+    seed: int,
+    folder: pathlib.Path,
+    report: Callable[[int, float], None],
+    save_every: float = 60.0,
+) -> dict[str, Any]:
+    """Trains one configuration, going on from a checkpoint if there is one.
+
+    Args:
+      configuration: what to train.
+      seed: of the initialisation, of the data's order and of dropout.
+      folder: for the checkpoints; it is removed when the training is done.
+      report: called every few steps with the number of steps done and the loss.
+      save_every: seconds between checkpoints.
+
+    Returns:
+      What was measured: steps, seconds, parameters, non-zeros, bytes, metrics.
+
+    Raises:
+      ValueError: if a pruned weight is not zero or a weight is not finite.
+    """
+    task, program = configuration.task, _program(configuration)
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    state = program.init(init_key)
+    with _checkpoints(folder) as manager:
+        state = _restore(manager, state)
+        begun = saved = time.monotonic()
+        before = float(state.seconds)
+        for step in range(int(state.step), task.steps):
+            state, loss = program.step(state, task.batch(seed, step), step_key)
+            if (step + 1) % _REPORT_EVERY == 0 or step + 1 == task.steps:
+                report(step + 1, float(loss))
+                now = time.monotonic()
+                if now - saved >= save_every:
+                    saved = now
+                    state = state._replace(seconds=jnp.float32(before + now - begun))
+                    manager.save(step + 1, args=ocp.args.StandardSave(state))
+        jax.block_until_ready(state)
+        seconds = before + time.monotonic() - begun
+    result = _measure(configuration, state)
+    shutil.rmtree(folder)
+    return {"steps": task.steps, "seconds": round(seconds, 1), **result}
+
+
+def _checkpoints(folder: pathlib.Path) -> ocp.CheckpointManager:
+    """The newest checkpoint of a training; orbax wants an absolute path."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, create=True, enable_async_checkpointing=False
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _restore(manager: ocp.CheckpointManager, state: State) -> State:
+    """The state of the newest checkpoint, or the one at the beginning."""
+    newest = manager.latest_step()
+    if newest is None:
+        return state
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    return manager.restore(newest, args=ocp.args.StandardRestore(like))
+
+
+def _measure(configuration: Configuration, state: State) -> dict[str, Any]:
+    """The size and the quality of a trained network."""
+    if configuration.rules:
+        gp.check_pruned(state.params, state.opt_state)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+    return {
+        "parameters": sum(leaf.size for leaf in leaves),
+        "nonzero": sum(int(np.count_nonzero(leaf)) for leaf in leaves),
+        "bytes": storage.sizes(leaves),
+        "metrics": configuration.task.evaluate(state.params, state.carried),
+    }
