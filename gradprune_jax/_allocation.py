@@ -151,13 +151,16 @@ def erk_densities(segments: Sequence[Segment], density: Any, most: Any = 1.0) ->
     weights = np.array([math.prod(segment.shape) for segment in segments], float)
     ratios = sums / np.maximum(weights, 1)
     order = np.argsort(-ratios, kind="stable")
+    order = order[sizes[order] > 0]
+    if not len(order):
+        return np.zeros(len(sizes))
     # With the m layers of largest ratio at the most, for m = 0, 1, ...
     capped = np.cumsum(sizes[order]) - sizes[order]
     shared = np.cumsum((sizes * ratios)[order][::-1])[::-1]
     scales = (density * sizes.sum() - most * capped) / np.maximum(shared, 1e-30)
     holds = scales * ratios[order] <= most
-    scale = xp.where(xp.any(holds), scales[xp.argmax(holds)], np.inf)
-    return xp.clip(xp.minimum(most, scale * ratios), 0.0, 1.0)
+    scaled = xp.minimum(most, scales[xp.argmax(holds)] * ratios)
+    return xp.clip(xp.where(xp.any(holds), scaled, most), 0.0, 1.0)
 
 
 def final_units(rule: Rule, segments: Sequence[Segment]) -> tuple[int, ...] | None:
@@ -187,7 +190,7 @@ def final_units(rule: Rule, segments: Sequence[Segment]) -> tuple[int, ...] | No
         pattern = rule.structure
         return tuple(segment.units // pattern.of * pattern.keep for segment in segments)
     return tuple(
-        kept_units(segment.units, schedule.final_sparsity) for segment in segments
+        kept_units(segment.units, schedule.highest_sparsity) for segment in segments
     )
 
 
@@ -199,7 +202,7 @@ def final_total(rule: Rule, segments: Sequence[Segment]) -> int:
         return sum(each)
     sizes = [segment.units for segment in segments]
     least = sum(least_units(size, rule.min_density) for size in sizes)
-    return max(kept_units(sum(sizes), schedule.final_sparsity), least)
+    return max(kept_units(sum(sizes), schedule.highest_sparsity), least)
 
 
 def _erk_final(

@@ -52,6 +52,11 @@ def as_number(value: Any) -> float | None:
         return None
 
 
+def as_decimal(value: Any) -> float:
+    """The number that a scalar prints as: 0.1 for float32(0.1), which is larger."""
+    return float(value if isinstance(value, int) else str(np.asarray(value)[()]))
+
+
 def check_integer(name: str, value: Any, minimum: int) -> Any:
     """The step as a Python int, or as it is if it is traced."""
     if is_traced(value):

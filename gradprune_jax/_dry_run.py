@@ -107,7 +107,7 @@ def _dense(leaf: _paths.Leaf) -> LeafPlan:
     return LeafPlan(
         path=leaf.name,
         shape=shape,
-        dtype=getattr(leaf.value, "dtype", np.asarray(leaf.value).dtype),
+        dtype=_dtype(leaf.value),
         size=size,
         rule=None,
         structure=None,
@@ -116,6 +116,11 @@ def _dense(leaf: _paths.Leaf) -> LeafPlan:
         kept_units=size,
         kept=size,
     )
+
+
+def _dtype(value: Any) -> Any:
+    """The dtype of a parameter or of a Python number; no values are read."""
+    return value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
 
 
 def _plan_rule(
@@ -137,7 +142,7 @@ def _plan_rule(
     for i, (leaf, block) in enumerate(zip(leaves, blocks, strict=True)):
         units = sum(segment.units for segment in segments[i])
         kept = None if each is None else sum(each[ends[i] : ends[i + 1]])
-        final = float(np.float32(schedule.final_sparsity))
+        final = float(np.float32(schedule.highest_sparsity))
         plans.append(
             dataclasses.replace(
                 leaf,

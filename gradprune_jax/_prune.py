@@ -14,13 +14,13 @@ import numpy as np
 import optax
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import is_traced
+from gradprune_jax._checks import check_sparsity, is_traced
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._masks import apply_masks
-from gradprune_jax._rules import Allocation, Rule, Where, assign
+from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._shards import whole
-from gradprune_jax._structures import Structure
+from gradprune_jax._structures import NM, Structure
 
 
 def prune(
@@ -62,6 +62,9 @@ def prune(
       [[3. 0.]
        [0. 2.]]
     """
+    if isinstance(structure, NM) and not is_traced(sparsity):
+        check_sparsity("sparsity", sparsity)
+        sparsity = 1 - structure.keep / structure.of
     rule = Rule(
         one_shot_schedule(sparsity, 0),
         where=where,
@@ -71,7 +74,7 @@ def prune(
         min_density=min_density,
     )
     leaves = _paths.named_leaves(params)
-    own = [i for i, owner in enumerate(assign([rule], params)) if owner is not None]
+    own = selected_leaves(rule, params)
     weights = [jnp.asarray(leaves[i].value) for i in own]
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)
     for i, mask in zip(own, _select(rule, weights), strict=True):
@@ -96,9 +99,6 @@ def _select(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     if is_traced(rule.min_density):
         arguments["min_density"] = rule.min_density
         program = dataclasses.replace(program, min_density=0.0)
-    else:  # as a scalar of NumPy, which unlike an array has a hash
-        density = np.asarray(rule.min_density)[()]
-        program = dataclasses.replace(program, min_density=density)
     return _compiled_select(program, arguments, weights)
 
 

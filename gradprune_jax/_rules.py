@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import check_fraction, is_traced
+from gradprune_jax._checks import as_decimal, check_fraction, is_traced
 from gradprune_jax._structures import NM, Structure, Unstructured, leaf_block
 
 if TYPE_CHECKING:
@@ -102,7 +102,12 @@ class Rule:
                 f"{get_args(Allocation)}."
             )
         _check_stack_axis(self.stack_axis)
-        check_fraction("min_density", self.min_density)
+        density = check_fraction("min_density", self.min_density)
+        if not is_traced(density):
+            density = as_decimal(self.min_density)
+        object.__setattr__(self, "min_density", density)
+        if self.where is is_weight:
+            object.__setattr__(self, "where", None)
         if isinstance(self.structure, NM):
             _check_pattern(self)
         if self.allocation != "global" and _is_nonzero(self.min_density):
@@ -217,6 +222,16 @@ def assign(
             shape = np.shape(leaf.value) if shapes is None else shapes[position]
             _check_prunable(leaf, shape, rules[winner])
     return assigned
+
+
+def selected_leaves(rule: Rule, tree: Any) -> list[int]:
+    """The positions of the leaves that one rule prunes, at least one."""
+    own = [i for i, owner in enumerate(assign([rule], tree)) if owner is not None]
+    if not own:
+        raise ValueError(
+            f"the parameters have no leaves, so the rule ({rule}) has none."
+        )
+    return own
 
 
 def _unmatched(position: int, rule: Rule, leaves: Sequence[_paths.Leaf]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradprune_jax._checks import as_number, is_traced
-from gradprune_jax._rules import Rule, as_rules, is_weight
+from gradprune_jax._rules import Rule, as_rules
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._structures import NM, Block, Channel, Structure, Unstructured
 from gradprune_jax._transform import ScheduleOrRules
@@ -77,7 +77,7 @@ def rules_from_json(text: str) -> list[Rule]:
 
 def _write_rule(position: int, rule: Rule) -> dict[str, Any]:
     """A rule as what JSON can hold."""
-    where = None if rule.where is is_weight else rule.where
+    where = rule.where
     if callable(where):
         raise ValueError(
             f"where of rule {position} is a callable ({rule}), which JSON cannot hold; "

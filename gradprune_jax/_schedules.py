@@ -168,6 +168,12 @@ class SparsitySchedule:
         return not any(is_traced(getattr(self, field.name)) for field in fields)
 
     @property
+    def highest_sparsity(self) -> Any:
+        """That of the masks in the end, since masks never grow: the schedule's peak."""
+        values = self._sparsities
+        return self.final_sparsity if values is None else float(values.max())
+
+    @property
     def update_steps(self) -> tuple[int, ...]:
         """The steps of all mask updates, in order (concrete schedules only)."""
         grid = range(self.begin_step, self.end_step, self.every)

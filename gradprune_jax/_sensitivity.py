@@ -14,7 +14,7 @@ import numpy as np
 from gradprune_jax import _paths
 from gradprune_jax._checks import check_sparsity
 from gradprune_jax._mask_update import update_masks
-from gradprune_jax._rules import Rule, Where, assign
+from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._shards import whole
 from gradprune_jax._structures import NM, Structure
@@ -116,7 +116,8 @@ def sensitivity(
         stack_axis=stack_axis,
     )
     named = _paths.named_leaves(params)
-    own = [i for i, owner in enumerate(assign([rule], params)) if owner is not None]
+    own = selected_leaves(rule, params)
+    rule = dataclasses.replace(rule, where=None)  # of which the program need not know
     leaves: list[Any]
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)

@@ -8,6 +8,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradprune_jax import _paths
@@ -132,6 +133,7 @@ def gradual_prune(
                 "GradualPruneState that init made. Was it restored without its "
                 "structure?"
             )
+        params = _as_arrays(params)
         leaves, treedef = _flatten_parameters(params)
         placement = shards(params, partition_specs)
         assigned = assign(rules, params, [shard.shape for shard in placement])
@@ -223,6 +225,7 @@ def with_gradual_prune(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WithGradualPruneState]:
+        params = _as_arrays(params)
         _, treedef = _flatten_parameters(params)
         masks = masks_by_leaf(state.prune_state.masks, params)
         updates = _map_pruned(_mask_gradient, treedef, masks, params, updates)
@@ -276,6 +279,7 @@ def _zero_pruned(
             f"the update of {name!r} has shape {getattr(update, 'shape', None)}, but "
             f"the parameter is pruned and has shape {weight.shape}."
         )
+    update = jnp.asarray(update)
     try:
         dtype = wider_dtype(weight.dtype, update.dtype)
     except ValueError:
@@ -293,6 +297,15 @@ def _mask_gradient(
     """The gradient where the weight lives, zero where it is pruned."""
     del name, weight
     return jnp.where(mask, gradient, jnp.zeros_like(gradient))
+
+
+def _as_arrays(params: Any) -> Any:
+    """The parameters with NumPy's arrays as JAX's, in a dtype that JAX computes in."""
+
+    def as_array(leaf: Any) -> Any:
+        return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+    return jax.tree.map(as_array, params)
 
 
 def _flatten_parameters(params: Any) -> tuple[list[Any], Any]:

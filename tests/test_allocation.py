@@ -13,6 +13,8 @@ import gradprune_jax as gp
 from gradprune_jax._allocation import Segment, erk_densities
 from tests import oracle
 
+SCHEDULE = gp.one_shot_schedule(0.5, 0)
+
 SHAPES = {
     "conv1": {"kernel": (3, 3, 1, 8)},
     "conv2": {"kernel": (3, 3, 8, 16)},
@@ -99,6 +101,17 @@ def test_leaves_go_along_the_curve_each_to_its_own_density():
             np.testing.assert_array_equal(mine, mask)
     assert [int(mask.sum()) for mask in masks] == final
     assert final[0] == 54  # the smallest layer would exceed what all begin with
+
+
+def test_empty_layers_have_no_part_in_the_densities():
+    shapes = [(34, 56), (18, 49), (40, 2), (0, 3)]
+    layers = [Segment(int(np.prod(shape)), shape) for shape in shapes]
+    with_empty = erk_densities(layers, 0.3, 0.3)
+    np.testing.assert_allclose(with_empty[:3], 0.3)
+    np.testing.assert_array_equal(erk_densities(layers[3:], 0.3), [0.0])
+    params = {"kernel": jnp.zeros((0, 3, 4))}
+    plan = gp.plan(SCHEDULE, params, allocation="erk", stack_axis=0)
+    assert plan.kept == (0,)
 
 
 def test_slices_of_a_stacked_leaf_are_layers_of_their_own():

@@ -55,6 +55,13 @@ def test_numbers_may_be_of_any_kind(dtype):
     assert masks["a"]["kernel"].sum() == 12
 
 
+def test_a_pattern_decides_whatever_the_sparsity():
+    params = {"kernel": jnp.array([[1.0, -2.0, 3.0, -4.0]])}
+    for sparsity in (0.0, 0.9):
+        pruned, _ = gp.prune(params, sparsity, structure=gp.NM(2, 4, axis=-1))
+        np.testing.assert_array_equal(pruned["kernel"], [[0.0, 0.0, 3.0, -4.0]])
+
+
 def test_boxed_parameters_stay_boxed():
     module = nn.Dense(4, kernel_init=nn.with_partitioning(nn.ones, (None, None)))
     boxed = module.init(jax.random.key(0), jnp.ones((1, 6)))["params"]
@@ -109,7 +116,15 @@ def test_sensitivity_is_the_loss_with_one_parameter_pruned(structure):
         traces.append(None)
         return loss_fn(params)
 
-    result = gp.sensitivity(traced_loss, params, sparsities, structure=structure)
+    class IsKernel:
+        __hash__ = None  # as of any dataclass with a __call__
+
+        def __call__(self, path, leaf):
+            return path[-1] == "kernel"
+
+    result = gp.sensitivity(
+        traced_loss, params, sparsities, where=IsKernel(), structure=structure
+    )
     assert len(traces) == 2  # once for all sparsities, once for the baseline
     assert result.paths == ("a/kernel", "b/kernel")
     assert result.baseline == pytest.approx(float(loss_fn(params)), rel=1e-6)
@@ -140,6 +155,9 @@ def test_sensitivity_of_nonsense_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             gp.sensitivity(loss_fn, params, **arguments)
+    for call in (lambda: gp.prune({}, 0.5), lambda: gp.sensitivity(sum, {}, [0.5])):
+        with pytest.raises(ValueError, match="have no leaves"):
+            call()
     with pytest.raises(ValueError, match="must return a scalar"):
         gp.sensitivity(lambda p: p["a"]["bias"], params, [0.5])
 

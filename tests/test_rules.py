@@ -172,6 +172,39 @@ def test_fields_that_make_no_sense_are_refused(fields, message):
             attempt(SCHEDULE, **fields)
 
 
+@pytest.mark.parametrize("number", [np.float32, jnp.float32, float])
+def test_a_floor_is_the_decimal_that_it_prints_as(number):
+    rule = gp.Rule(SCHEDULE, allocation="global", min_density=number(0.1))
+    assert rule.min_density == 0.1
+    assert hash(rule) == hash(gp.Rule(SCHEDULE, allocation="global", min_density=0.1))
+
+
+def test_the_default_is_the_same_rule_named_or_not():
+    assert gp.Rule(SCHEDULE, where=gp.is_weight) == gp.Rule(SCHEDULE)
+
+
+def test_plan_reads_no_values():
+    params = {"kernel": jnp.ones((4, 4)), "rng": jax.random.key(0)}
+    kept = []
+
+    def traced(params):
+        kept.append(gp.plan(SCHEDULE, params).kept)
+        return params
+
+    jax.eval_shape(traced, params)
+    assert kept == [gp.plan(SCHEDULE, params).kept]
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
+def test_plan_of_a_schedule_that_falls_is_that_of_its_peak(allocation):
+    falling = gp.polynomial_schedule(0.5, 0, 2, every=1, initial_sparsity=0.9)
+    peaked = gp.custom_schedule(lambda step: [0.2, 0.9, 0.5][int(step)], 0, 2, every=1)
+    params = {"kernel": jnp.ones((10, 10))}
+    schedules = [falling] if allocation == "erk" else [falling, peaked]
+    for schedule in schedules:
+        assert gp.plan(schedule, params, allocation=allocation).kept == (10,)
+
+
 def test_what_is_no_schedule_is_refused():
     for wrong in (0.9, None, optax.constant_schedule(0.9), "cubic"):
         with pytest.raises(TypeError, match="must be a SparsitySchedule"):

@@ -177,6 +177,16 @@ def test_nan_ranks_above_infinity_so_that_divergence_is_seen():
         gp.check_pruned(optax.apply_updates(params, updates), state)
 
 
+@pytest.mark.parametrize("structure", [None, gp.Channel(), gp.NM(2, 4, axis=-1)])
+def test_parameters_may_be_numpy_arrays_outside_jit(structure):
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0), structure=structure)
+    params = {"kernel": np.array([[1.0, -2.0, 3.0, -4.0]])}  # float64, unlike JAX's
+    updates, state = tx.update({"kernel": np.zeros((1, 4))}, tx.init(params), params)
+    np.testing.assert_array_equal(state.masks["kernel"], [[False, False, True, True]])
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(new["kernel"], [[0.0, 0.0, 3.0, -4.0]])
+
+
 def test_dense_leaves_pass_through_untouched():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "step": 3}
     updates = {"kernel": jnp.ones((2, 2)), "bias": jnp.full(2, 7.0), "step": 0}
