@@ -68,7 +68,7 @@ def main(
     command = f"python -m benchmarks.paper {name}" + _options(scale, data_dir)
     text = tables.markdown(study, records, command, picture)
     (folder / f"{name}.md").write_text(text + "\n")
-    if out is None and not quick:
+    if out is None and f"{name}-{scale}" in stored.marks():
         place = f"paper/results/{scale}/{picture}" if picture else ""
         stored.insert(
             f"{name}-{scale}", tables.markdown(study, records, command, place)

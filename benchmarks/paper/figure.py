@@ -59,7 +59,7 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure:
             )
     axes.set_xscale("log")
     axes.set_xlabel("non-zero parameters")
-    axes.set_ylabel(study.metric.title)
+    axes.set_ylabel(study.metric.label)
     axes.set_title(study.title)
     axes.grid(which="both", color="#e5e7eb", linewidth=0.5)
     axes.legend()

@@ -34,6 +34,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
+        """Images (batch, height, width, channels), convolved and padded with zeros."""
         batch, height, width, channels = images.shape
         kernel = self.param(
             "kernel", nn.initializers.he_normal(), (3, 3, 1, channels), images.dtype
@@ -73,6 +74,7 @@ class PlainNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
+        """Logits (batch, classes) of images (batch, height, width, 1)."""
         for channels, stride in self.layers:
             images = nn.Conv(channels, (3, 3), stride, use_bias=False)(images)
             images = _Normalised(training)(images)
@@ -96,6 +98,8 @@ class MobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
+        """Logits (batch, classes) of images (batch, height, width, 1)."""
+
         def scaled(channels: int) -> int:
             return round(self.width * channels)
 

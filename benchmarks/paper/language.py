@@ -40,7 +40,7 @@ class LanguageModel(nn.Module):
     def __call__(
         self, carry: Carry, words: jax.Array, *, training: bool
     ) -> tuple[Carry, jax.Array]:
-        """The carry after `words`, int32 (time, streams), and logits of the next ones."""
+        """The carry after words, int32 (time, streams), and logits of the next ones."""
         drop = nn.Dropout(self.dropout, deterministic=not training)
         hidden = drop(nn.Embed(self.words, self.units, name="embed")(words))
         new: Carry = []

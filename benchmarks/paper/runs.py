@@ -55,7 +55,7 @@ class Records:
             for each in self._records
             if any(each[field] != key[field] for field in place)
         ]
-        self._records = [*others, key | measured | _provenance()]
+        self._records = [*others, key | measured]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._file.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(self._records, indent=1) + "\n")
@@ -84,6 +84,7 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
       The record of each configuration and seed, in the order of the study.
     """
     records = Records(out / f"{study.name}.json")
+    provenance = _provenance()  # of the code as it is loaded now
     trainings = [
         (configuration, seed)
         for configuration in study.configurations
@@ -124,7 +125,7 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
                 measured = training.train(
                     configuration, seed, out / "checkpoints" / name, show
                 )
-                records.add(study, configuration, seed, measured)
+                records.add(study, configuration, seed, measured | provenance)
             finished += configuration.task.steps * cost
             bars.update(whole, completed=finished)
     return [records.find(study, *each) for each in trainings]

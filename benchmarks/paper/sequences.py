@@ -24,7 +24,7 @@ _HIDDEN = -1e9  # the attention's score of padding
 
 
 class _Memory(NamedTuple):
-    """What the decoder attends to: (batch, time, 2 units), and where it is no padding."""
+    """What is attended to: (batch, time, 2 units), and where it is no padding."""
 
     encoded: jax.Array
     valid: jax.Array
@@ -45,7 +45,7 @@ class Translator(nn.Module):
     units: int
     encoder_layers: int = 1
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: D102
         self.source_embed = nn.Embed(self.sources, self.units)
         self.target_embed = nn.Embed(self.targets, self.units)
         self.encoders = [

@@ -1,4 +1,4 @@
-"""The studies, at three scales: quick to try, for a laptop, and at the paper's sizes."""
+"""The studies at three scales: to try, for a laptop, and at the paper's sizes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gradprune_jax.demo import data
 
 ScaleName = Literal["quick", "laptop", "paper"]
 
-ACCURACY = Metric("accuracy", "test accuracy, %", lower_is_better=False)
-TEST_PERPLEXITY = Metric("test_perplexity", "test perplexity", lower_is_better=True)
+ACCURACY = Metric("accuracy", "test accuracy", "%", lower_is_better=False)
+TEST_PERPLEXITY = Metric("test_perplexity", "test perplexity", "", lower_is_better=True)
 VALID_PERPLEXITY = Metric(
-    "valid_perplexity", "validation perplexity", lower_is_better=True
+    "valid_perplexity", "validation perplexity", "", lower_is_better=True
 )
-PHONE_ERRORS = Metric("phone_errors", "phone errors, %", lower_is_better=True)
-WORD_ERRORS = Metric("word_errors", "word errors, %", lower_is_better=True)
-BLEU = Metric("bleu", "BLEU", lower_is_better=False)
+PHONE_ERRORS = Metric("phone_errors", "phone errors", "%", lower_is_better=True)
+WORD_ERRORS = Metric("word_errors", "word errors", "%", lower_is_better=True)
+BLEU = Metric("bleu", "BLEU", "", lower_is_better=False)
 
 
 def cnn(scale: ScaleName, folder: pathlib.Path | None) -> Study:
@@ -265,8 +265,8 @@ def ablations(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         source=source,
         notes=(
             f"Plain CNN at a sparsity of {100 * sparsity:g} %; as in the paper is a "
-            f"cubic schedule from step {begin:,} to {end:,} of {steps:,}, a mask update "
-            f"every {every:,} steps, every layer at the same sparsity.",
+            f"cubic schedule from step {begin:,} to {end:,} of {steps:,}, a mask "
+            f"update every {every:,} steps, every layer at the same sparsity.",
         ),
     )
 
@@ -291,8 +291,10 @@ def _plain(scale: ScaleName, folder: pathlib.Path | None) -> tuple[ImageTask, in
             *(1_875, 64, 3),
         ),
         "paper": (
-            ((64, 1), (64, 1), (128, 2), *((128, 1),) * 3, (256, 2))
-            + (*((256, 1),) * 3, (512, 2), *((512, 1),) * 7),
+            (
+                *((64, 1), (64, 1), (128, 2), *((128, 1),) * 3, (256, 2)),
+                *(*((256, 1),) * 3, (512, 2), *((512, 1),) * 7),
+            ),
             *(60_000, 128, 3),
         ),
     }[scale]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,28 +59,28 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
         "model",
         "non-zeros",
         *("dense, kB", "bit mask, kB", "CSR, kB"),
-        study.metric.title,
+        study.metric.label,
         f"to {study.reference}",
         "spread",
-        *(metric.title for metric in study.others),
+        *(metric.label for metric in study.others),
         "seconds a run",
     ]
     (reference,) = (row for row in rows if row.name == study.reference)
     name = metrics[0].name
     lines = [headings, ["-"] * len(headings)]
-    for row in rows:
-        lines.append(
-            [
-                row.name,
-                f"{row.nonzero:,}",
-                *(f"{size / 1e3:,.0f}" for size in row.bytes.values()),
-                f"{row.mean(name):.2f}",
-                f"{row.mean(name) - reference.mean(name):+.2f}",
-                f"{row.spread(name):.2f}",
-                *(f"{row.mean(metric.name):.2f}" for metric in study.others),
-                f"{row.seconds / len(row.metrics[name]):.0f}",
-            ]
-        )
+    lines += [
+        [
+            row.name,
+            f"{row.nonzero:,}",
+            *(f"{size / 1e3:,.0f}" for size in row.bytes.values()),
+            f"{row.mean(name):.2f}",
+            f"{row.mean(name) - reference.mean(name):+.2f}",
+            f"{row.spread(name):.2f}",
+            *(f"{row.mean(metric.name):.2f}" for metric in study.others),
+            f"{row.seconds / len(row.metrics[name]):.0f}",
+        ]
+        for row in rows
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -95,7 +94,7 @@ def _provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -
     return (
         f"{study.source}; {records[0]['steps']:,} steps each, means of {study.seeds} "
         f"{'seeds' if study.seeds > 1 else 'seed'} with the spread between them; "
-        f"{minutes:.0f} minutes of training, {statistics.mean(each['seconds'] for each in records):.0f} s "
-        f"a run. Written by `{command}` at commit {distinct('commit')} on "
-        f"{distinct('machine')}, {distinct('date')}, jax {distinct('jax')}."
+        f"{minutes:.0f} minutes of training. Written by `{command}` at commit "
+        f"{distinct('commit')} on {distinct('machine')}, {distinct('date')}, jax "
+        f"{distinct('jax')}."
     )

@@ -87,13 +87,28 @@ class Metric:
 
     Attributes:
       name: its key in what `Task.evaluate` returns.
-      title: the words on an axis and in a table, with the unit.
+      title: what it is called.
+      unit: "%", or nothing.
       lower_is_better: as for an error or a perplexity.
     """
 
     name: str
     title: str
+    unit: str
     lower_is_better: bool
+
+    @property
+    def label(self) -> str:
+        """The title and the unit, for an axis or the head of a column."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    def show(self, value: float) -> str:
+        """A value with its unit."""
+        return f"{value:.2f} {self.unit}".rstrip()
+
+    def gain(self, value: float, other: float) -> float:
+        """How much better a value is than another one."""
+        return other - value if self.lower_is_better else value - other
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.task import Study
+from benchmarks.paper.task import Metric, Study
 
 _FEWER = 10  # times fewer non-zeros, for which the paper's abstract states the loss
 
@@ -78,7 +78,7 @@ def rows(study: Study, records: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def curves(study: Study, table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Small-dense and large-sparse, the largest first; both begin with the reference."""
+    """Small-dense and large-sparse, the largest first; both have the reference."""
     (reference,) = (row for row in table if row.name == study.reference)
     dense = [row for row in table if not row.is_sparse]
     sparse = [reference, *(row for row in table if row.is_sparse)]
@@ -100,45 +100,49 @@ def statements(study: Study, table: Sequence[Row]) -> list[str]:
       for the loss at ten times fewer non-zeros.
     """
     dense, sparse = curves(study, table)
-    metric = study.metric
-    said = []
-    for row in sparse[1:] if len(dense) > 1 else ():
-        other = _at(dense, row.nonzero, metric.name)
-        if other is None:
-            if row.nonzero < dense[-1].nonzero:
-                said.append(_below_all(study, row, dense[-1]))
-            continue
-        here = row.mean(metric.name)
-        gain = other - here if metric.lower_is_better else here - other
-        spread = max(each.spread(metric.name) for each in (row, *dense))
-        verdict = "beats" if gain > 0 else "loses to"
-        within = ", which is within the spread of seeds" if abs(gain) <= spread else ""
-        said.append(
-            f"At {_millions(row.nonzero)} non-zeros, large-sparse ({row.name}) {verdict} "
-            f"small-dense: {metric.title} {here:.2f} against {other:.2f}{within}."
-        )
-    reference = sparse[0]
-    fewer = _at(sparse, reference.nonzero / _FEWER, metric.name)
-    if fewer is not None:
-        change = fewer - reference.mean(metric.name)
-        said.append(
-            f"With {_FEWER} times fewer non-zeros than the dense {reference.name} "
-            f"({_millions(reference.nonzero / _FEWER)}), {metric.title} is {fewer:.2f}: "
-            f"{change:+.2f}."
-        )
-    return said
+    compared = sparse[1:] if len(dense) > 1 else []
+    said = [_beside_dense(study.metric, row, dense) for row in compared]
+    said.append(_at_fewer(study.metric, sparse))
+    return [sentence for sentence in said if sentence]
 
 
-def _below_all(study: Study, row: Row, smallest: Row) -> str:
-    """A pruned network with fewer non-zeros than any dense one was trained with."""
-    metric = study.metric
-    here, other = row.mean(metric.name), smallest.mean(metric.name)
-    better = here < other if metric.lower_is_better else here > other
+def _beside_dense(metric: Metric, row: Row, dense: Sequence[Row]) -> str:
+    """A pruned network beside the dense ones, at its number of non-zeros."""
+    size = f"{row.name}, {_millions(row.nonzero)} non-zeros"
+    here, smallest = row.mean(metric.name), dense[-1]
+    other = _at(dense, row.nonzero, metric.name)
+    if other is not None:
+        gain = metric.gain(here, other)
+        noise = max(each.spread(metric.name) for each in (row, *dense))
+        return (
+            f"At equal non-zeros large-sparse ({size}) "
+            f"{'beats' if gain > 0 else 'loses to'} small-dense: {metric.title} "
+            f"{metric.show(here)} against {metric.show(other)}"
+            f"{', within the spread of seeds' if abs(gain) <= noise else ''}."
+        )
+    if row.nonzero > dense[0].nonzero:
+        return ""
+    other = smallest.mean(metric.name)
     return (
-        f"Large-sparse ({row.name}) has {smallest.nonzero / row.nonzero:.1f} times fewer "
-        f"non-zeros than the smallest dense network ({smallest.name}), and is "
-        f"{'better' if better else 'worse'}: {metric.title} {here:.2f} against "
-        f"{other:.2f}."
+        f"Large-sparse ({size}) has {smallest.nonzero / row.nonzero:.1f} times fewer "
+        f"non-zeros than the smallest dense network ({smallest.name}) and is "
+        f"{'better' if metric.gain(here, other) > 0 else 'worse'}: {metric.title} "
+        f"{metric.show(here)} against {metric.show(other)}."
+    )
+
+
+def _at_fewer(metric: Metric, sparse: Sequence[Row]) -> str:
+    """What the dense network loses with ten times fewer non-zeros."""
+    reference = sparse[0]
+    nonzero = reference.nonzero / _FEWER
+    value = _at(sparse, nonzero, metric.name)
+    if value is None:
+        return ""
+    change = value - reference.mean(metric.name)
+    return (
+        f"With {_FEWER} times fewer non-zeros ({_millions(nonzero)}) than the dense "
+        f"network ({reference.name}), {metric.title} is {metric.show(value)}, "
+        f"{change:+.2f}."
     )
 
 

@@ -49,7 +49,7 @@ class _Program(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _program(configuration: Configuration) -> _Program:
-    """What to run: the initialisation, and a step that reuses the old state's memory."""
+    """The initialisation, and a step that reuses the memory of the old state."""
     task, tx = configuration.task, configuration.optimizer()
 
     def init(key: jax.Array) -> State:
