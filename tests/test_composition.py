@@ -43,13 +43,12 @@ def train(tx, steps=6, gradients=None, **extra):
 @pytest.mark.parametrize(
     "inner",
     [
-        optax.adam(1e-2),
         optax.adamw(1e-2, weight_decay=0.3),
         optax.sgd(1e-2, momentum=0.9, nesterov=True),
         optax.lion(1e-2),
         optax.chain(optax.clip_by_global_norm(1.0), optax.rmsprop(1e-2)),
     ],
-    ids=["adam", "adamw", "momentum", "lion", "clipped"],
+    ids=["adamw", "momentum", "lion", "clipped"],
 )
 def test_momentum_and_weight_decay_revive_no_pruned_weight(inner):
     params, state = train(optax.chain(inner, gp.gradual_prune(SCHEDULE)), steps=8)
