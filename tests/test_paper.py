@@ -35,7 +35,14 @@ from benchmarks.paper import (
     training,
 )
 from benchmarks.paper.__main__ import main
-from benchmarks.paper.task import Configuration, Metric, Study, window
+from benchmarks.paper.task import (
+    Baseline,
+    Configuration,
+    Metric,
+    Remark,
+    Study,
+    window,
+)
 from gradprune_jax.demo.data import DataError
 
 
@@ -194,13 +201,24 @@ def test_what_is_said_is_computed():
     assert "within the spread of seeds" in tradeoff.statements(LINE, close)[0]
 
 
+def test_another_model_is_compared_with():
+    study = dataclasses.replace(LINE, baseline=Baseline("a guess", {"error": 2.0}))
+    rows = [make_row("dense", 10, [2.2]), make_row("90 %", 1, [4.0], is_sparse=True)]
+    assert tables._sentences(study, rows)[0] == (
+        "The dense network (dense) does not beat a guess: error 2.20 against 2.00."
+    )
+
+
 def test_ablations_are_compared_with_the_first(tmp_path):
     configurations = tuple(
         dataclasses.replace(LINE.configurations[1], name=name)
         for name in ("as in the paper", "linear")
     )
     study = dataclasses.replace(
-        LINE, configurations=configurations, reference="as in the paper"
+        LINE,
+        configurations=configurations,
+        reference="as in the paper",
+        remarks={"linear": Remark("Linear is worse", expects="worse")},
     )
     fields = ("source", "commit", "machine", "date", "jax")
     records = [
@@ -216,8 +234,18 @@ def test_ablations_are_compared_with_the_first(tmp_path):
         }
         for configuration, error in zip(configurations, (1.0, 1.5), strict=True)
     ]
-    text = tables.markdown(study, records, "command", "")
-    assert "- Linear: error +0.50, beyond the spread of seeds (0.00)." in text
+    said = "- Linear: +0.50, beyond the spread of seeds (0.00). Linear is worse: "
+    assert said + "that holds here." in tables.markdown(study, records, "command", "")
+    for error, expects, verdict in [
+        (0.5, "worse", "here the opposite shows"),
+        (1.0, "worse", "that does not show here"),
+        (1.5, "same", "here the opposite shows"),
+        (1.0, "same", "that holds here"),
+    ]:
+        records[1]["metrics"]["error"] = error
+        study.remarks["linear"] = Remark("So it is", expects=expects)
+        text = tables.markdown(study, records, "command", "")
+        assert f"So it is: {verdict}." in text
     made = studies.ablations("laptop", None)
     params, _ = jax.eval_shape(made.configurations[0].task.init, jax.random.key(0))
     kept = {
@@ -304,9 +332,10 @@ def test_treebank_and_verses_are_read_from_their_folders(tmp_path):
     for read in (corpora.load, pairs.verses):
         with pytest.raises(DataError, match="put"):
             read(tmp_path / "nothing", 10)
-    result = run("translation", "--quick")
+    result = run("seq2seq", "--task", "translation", "--quick")
     assert result.exit_code == 1
     assert "give their folder with --data-dir" in result.output
+    assert run("cnn", "--task", "translation").exit_code == 2
 
 
 def test_every_pair_is_trained_on_once_in_an_epoch():

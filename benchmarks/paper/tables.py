@@ -37,19 +37,46 @@ def markdown(
 def _sentences(study: Study, rows: Sequence[Row]) -> list[str]:
     """What is computed from the rows: for ablations, one sentence each."""
     if any(not row.is_sparse for row in rows):
-        return tradeoff.statements(study, rows)
+        return [*_beside_baseline(study, rows), *tradeoff.statements(study, rows)]
     first, *others = rows
-    metric = study.metric
+    return [_ablation(study, first, row) for row in others]
+
+
+def _beside_baseline(study: Study, rows: Sequence[Row]) -> list[str]:
+    """The dense network that the pruned ones start from, beside another model."""
+    if study.baseline is None:
+        return []
+    (reference,) = (row for row in rows if row.name == study.reference)
     sentences = []
-    for row in others:
-        change = row.mean(metric.name) - first.mean(metric.name)
-        spread = max(row.spread(metric.name), first.spread(metric.name))
+    for metric in (study.metric, *study.others):
+        value, other = reference.mean(metric.name), study.baseline.values[metric.name]
+        beats = "beats" if metric.gain(value, other) > 0 else "does not beat"
         sentences.append(
-            f"{row.name[0].upper()}{row.name[1:]}: {metric.title} {change:+.2f}, "
-            + ("within" if abs(change) <= spread else "beyond")
-            + f" the spread of seeds ({spread:.2f})."
+            f"The dense network ({reference.name}) {beats} {study.baseline.name}: "
+            f"{metric.title} {metric.show(value)} against {metric.show(other)}."
         )
     return sentences
+
+
+def _ablation(study: Study, first: Row, row: Row) -> str:
+    """One choice beside the paper's, and what that makes of the paper's remark."""
+    metric = study.metric
+    value, reference = row.mean(metric.name), first.mean(metric.name)
+    gain = metric.gain(value, reference)
+    spread = max(row.spread(metric.name), first.spread(metric.name))
+    differs = abs(gain) > spread
+    said = (
+        f"{row.name[0].upper()}{row.name[1:]}: {value - reference:+.2f}, "
+        f"{'beyond' if differs else 'within'} the spread of seeds ({spread:.2f})."
+    )
+    remark = study.remarks.get(row.name)
+    if remark is None:
+        return said
+    if differs == (remark.expects == "worse") and (gain < 0 or not differs):
+        verdict = "that holds here"
+    else:
+        verdict = "here the opposite shows" if differs else "that does not show here"
+    return f"{said} {remark.text}: {verdict}."
 
 
 def _table(study: Study, rows: Sequence[Row]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import jax
 import optax
@@ -15,6 +16,10 @@ import gradprune_jax as gp
 _WINDOW = (0.25, 0.75)
 _MASK_UPDATES = 50
 _WARM_UP = 0.05
+
+
+# Tiny, to try a study out; for two cores; and at the paper's sizes.
+ScaleName = Literal["quick", "laptop", "paper"]
 
 
 class Task(Protocol):
@@ -112,6 +117,33 @@ class Metric:
 
 
 @dataclasses.dataclass(frozen=True)
+class Baseline:
+    """What networks should do better than.
+
+    Attributes:
+      name: of another kind of model.
+      values: what it reaches, by metric.
+    """
+
+    name: str
+    values: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """What the paper says of a choice, and what it would make of a configuration.
+
+    Attributes:
+      text: the remark.
+      expects: whether the configuration should then do worse than the reference, or
+        the same.
+    """
+
+    text: str
+    expects: Literal["worse", "same"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Configurations that are trained for equally many steps and compared.
 
@@ -124,7 +156,9 @@ class Study:
       configurations: the rows, `reference` first.
       seeds: how often each is trained.
       source: the data, in words.
-      notes: figures and sentences to print below the table.
+      baseline: another model of the same data.
+      remarks: of the paper, by configuration.
+      notes: sentences to print below the table.
     """
 
     name: str
@@ -135,6 +169,8 @@ class Study:
     seeds: int
     source: str
     others: tuple[Metric, ...] = ()
+    baseline: Baseline | None = None
+    remarks: Mapping[str, Remark] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -160,3 +196,27 @@ def window(
     first, last = int(begin * steps), min(int(end * steps), steps - 1)
     fields.setdefault("every", max(1, (last - first) // _MASK_UPDATES))
     return gp.polynomial_schedule(sparsity, first, last, **fields)
+
+
+def sparse(
+    prefix: str, task: Task, sparsities: Sequence[float], *first: gp.Rule
+) -> Iterable[Configuration]:
+    """The task with all weights pruned that the first rules leave.
+
+    Args:
+      prefix: of the names, before the sparsity in per cent.
+      task: what is trained.
+      sparsities: the final ones.
+      *first: rules that come before the one that prunes.
+
+    Returns:
+      A configuration for each sparsity, on the window that all studies share.
+    """
+    return [
+        Configuration(
+            f"{prefix}{100 * sparsity:g} %",
+            task,
+            (*first, gp.Rule(window(sparsity, task.steps))),
+        )
+        for sparsity in sparsities
+    ]

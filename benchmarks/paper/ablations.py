@@ -1,0 +1,87 @@
+"""The study of what matters in the method: the paper's remarks, put to the test."""
+
+from __future__ import annotations
+
+import pathlib
+
+import gradprune_jax as gp
+from benchmarks.paper.image_studies import ACCURACY, plain_task
+from benchmarks.paper.task import Configuration, Remark, ScaleName, Study
+
+_GRADUAL = Remark(
+    "The paper prunes gradually, so that the network can recover in between", "worse"
+)
+_EVERY = Remark(
+    "From 100 to 1,000 steps between mask updates make a negligible difference in the "
+    "paper",
+    "same",
+)
+_REMARKS = {
+    "one-shot, when the window begins": _GRADUAL,
+    "one-shot, when the window ends": _GRADUAL,
+    "linear": Remark(
+        "The paper prunes fast at first, while redundant weights abound, and slowly in "
+        "the end",
+        "worse",
+    ),
+    "a mask update every 10 steps": _EVERY,
+    "a mask update every 1,000 steps": _EVERY,
+    "window from the first step": Remark(
+        "At too high a learning rate, says the paper, weights are pruned before they "
+        "have converged to a good solution",
+        "worse",
+    ),
+    "window to the last step": Remark(
+        "At too small a learning rate, says the paper, there is no time to recover",
+        "worse",
+    ),
+}
+
+
+def ablations(scale: ScaleName, folder: pathlib.Path | None) -> Study:
+    """What of the method matters, on the plain CNN at 95 %."""
+    task, seeds, source = plain_task(scale, folder)
+    sparsity = 0.9 if scale == "quick" else 0.95
+    steps = task.steps
+    # Long enough for mask updates a thousand steps apart: the first and the last.
+    begin, end, every = 400, 1_400, 100
+    if scale == "quick":
+        begin, end, every = 3, 9, 2
+
+    def one(name: str, schedule: gp.SparsitySchedule, **fields: str) -> Configuration:
+        return Configuration(name, task, (gp.Rule(schedule, **fields),))
+
+    def cubic(every: int, begin: int = begin, end: int = end) -> gp.SparsitySchedule:
+        return gp.polynomial_schedule(sparsity, begin, end, every)
+
+    middle = cubic(every)
+    late = steps - 1 - (end - begin)
+    configurations = [
+        one("as in the paper", middle),
+        one("one-shot, when the window begins", gp.one_shot_schedule(sparsity, begin)),
+        one("one-shot, when the window ends", gp.one_shot_schedule(sparsity, end)),
+        one("linear", gp.polynomial_schedule(sparsity, begin, end, every, power=1)),
+        one("a mask update every 10 steps", cubic(10)),
+        one("a mask update every 1,000 steps", cubic(1_000)),
+        one("window from the first step", cubic(every, 0, end - begin)),
+        one("window to the last step", cubic(every, late, steps - 1)),
+        one("global allocation", middle, allocation="global"),
+        one("ERK allocation", middle, allocation="erk"),
+    ]
+    if scale == "quick":
+        configurations = configurations[:2]
+    return Study(
+        name="ablations",
+        title="Ablations",
+        metric=ACCURACY,
+        reference="as in the paper",
+        configurations=tuple(configurations),
+        seeds=seeds,
+        source=source,
+        remarks=_REMARKS,
+        notes=(
+            f"Plain CNN at a sparsity of {100 * sparsity:g} %; as in the paper is a "
+            f"cubic schedule from step {begin:,} to {end:,} of {steps:,}, a mask "
+            f"update every {every:,} steps, every layer at the same sparsity.",
+        ),
+    )
