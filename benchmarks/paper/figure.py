@@ -27,6 +27,7 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure:
       The figure, tied to no window.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -49,6 +50,8 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure:
             capsize=3,
         )
         for row, mean in zip(curve, means, strict=True):
+            if row.is_sparse != (curve is sparse):
+                continue  # where both curves begin, one name is enough
             axes.annotate(
                 row.name.rpartition(", ")[2],
                 (row.nonzero, mean),
@@ -58,6 +61,9 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure:
                 color=color,
             )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("non-zero parameters")
     axes.set_ylabel(study.metric.label)
     axes.set_title(study.title)
