@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -90,44 +90,43 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
         for configuration in study.configurations
         for seed in range(study.seeds)
     ]
+    missing = [each for each in trainings if records.find(study, *each) is None]
+    # A step costs about as much as its network has parameters.
+    costs = {each.name: _parameters(each) for each in study.configurations}
+    total = sum(each.task.steps * costs[each.name] for each, _ in missing)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    # A step costs about as much as its network has parameters.
-    costs = {each.name: _parameters(each) for each in study.configurations}
-    total = sum(each.task.steps * costs[each.name] for each, _ in trainings)
     with Progress(*columns, console=console, speed_estimate_period=_SPEED_OVER) as bars:
         whole = bars.add_task(study.title, total=total, status="")
         finished = 0
-        for number, (configuration, seed) in enumerate(trainings, start=1):
-            cost = costs[configuration.name]
-            if records.find(study, configuration, seed) is None:
+        for number, (configuration, seed) in enumerate(missing, start=1):
+            bars.update(whole, status=f"training {number} of {len(missing)}")
+            steps, cost = configuration.task.steps, costs[configuration.name]
+            title = f"{configuration.name}, seed {seed}"
+            current = bars.add_task(title, total=steps, status="compiling")
 
-                def show(
-                    step: int,
-                    loss: float,
-                    of: str = f"{number}/{len(trainings)} {configuration.name}, "
-                    f"seed {seed}",
-                    done: int = finished,
-                    cost: int = cost,
-                    steps: int = configuration.task.steps,
-                ) -> None:
-                    status = f"{of}: step {step:,}/{steps:,}, loss {loss:.3f}"
-                    bars.update(whole, completed=done + step * cost, status=status)
+            def show(
+                step: int,
+                loss: float,
+                current: TaskID = current,
+                before: int = finished,
+                cost: int = cost,
+            ) -> None:
+                bars.update(current, completed=step, status=f"loss {loss:.3f}")
+                bars.update(whole, completed=before + step * cost)
 
-                name = re.sub(r"\W+", "-", f"{study.name} {configuration.name} {seed}")
-                measured = training.train(
-                    configuration, seed, out / "checkpoints" / name, show
-                )
-                records.add(study, configuration, seed, measured | provenance)
-            finished += configuration.task.steps * cost
-            bars.update(whole, completed=finished)
+            folder = re.sub(r"\W+", "-", f"{study.name} {title}")
+            measured = training.train(
+                configuration, seed, out / "checkpoints" / folder, show
+            )
+            records.add(study, configuration, seed, measured | provenance)
+            bars.remove_task(current)
+            finished += steps * cost
     return [records.find(study, *each) for each in trainings]
 
 
