@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 from typing import Any
 
 import jax
@@ -37,11 +36,6 @@ def write(name: str, results: dict[str, Any], table: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     insert(name, table)
-
-
-def marks() -> list[str]:
-    """The names of all tables that `README.md` has a place for."""
-    return re.findall(r"<!-- (\S+): begin -->", (FOLDER / "README.md").read_text())
 
 
 def insert(name: str, table: str) -> None:

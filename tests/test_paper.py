@@ -14,6 +14,7 @@ import gradprune_jax as gp
 pytest.importorskip("click")
 pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("rapidfuzz")
+pytest.importorskip("sacrebleu")
 pytest.importorskip("matplotlib")
 
 from click.testing import CliRunner
@@ -43,6 +44,7 @@ from benchmarks.paper.task import (
     Study,
     window,
 )
+from gradprune_jax.demo import data
 from gradprune_jax.demo.data import DataError
 
 
@@ -55,24 +57,25 @@ def test_a_study_runs_and_is_not_run_again(name, tmp_path):
     before = (stored.FOLDER / "README.md").read_text()
     first = run(name, "--quick", "--out", str(tmp_path))
     assert first.exit_code == 0, first.output
-    assert {file.name for file in tmp_path.iterdir()} == {
+    folder = tmp_path / "quick"
+    assert {file.name for file in folder.iterdir()} == {
         f"{name}.json",
         f"{name}.md",
         f"{name}.png",
         "checkpoints",
     }
-    records = json.loads((tmp_path / f"{name}.json").read_text())
+    records = json.loads((folder / f"{name}.json").read_text())
     study = studies.STUDIES[name]("quick", None)
     for record, configuration in zip(records, study.configurations, strict=True):
         assert record["configuration"] == configuration.name
         assert record["bytes"]["bitmask"] <= record["bytes"]["dense"]
         assert (record["nonzero"] < record["parameters"]) == bool(configuration.rules)
-    text = (tmp_path / f"{name}.md").read_text()
+    text = (folder / f"{name}.md").read_text()
     assert f"| {study.configurations[-1].name} |" in text
     assert f"`python -m benchmarks.paper {name} --quick`" in text
     again = run(name, "--quick", "--out", str(tmp_path))
     assert again.exit_code == 0
-    assert json.loads((tmp_path / f"{name}.json").read_text()) == records
+    assert json.loads((folder / f"{name}.json").read_text()) == records
     assert (stored.FOLDER / "README.md").read_text() == before
 
 
@@ -110,6 +113,7 @@ LINE = Study(
     ),
     seeds=2,
     source="noise",
+    checksum=0,
 )
 
 
@@ -140,15 +144,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path):
     assert expected.pop("seconds") > 0
     assert measured == expected
     assert measured["nonzero"] == 6
-    assert not list(tmp_path.iterdir())
 
 
 def test_only_trainings_with_other_settings_are_run_again(tmp_path, monkeypatch):
-    trained = []
+    trained, folders = [], []
 
     def train(configuration, seed, folder, report):
         trained.append((configuration.name, seed))
         report(25, 1.0)
+        folders.append(folder)
         return {"metrics": {"error": 1.0}}
 
     monkeypatch.setattr(training, "train", train)
@@ -162,9 +166,12 @@ def test_only_trainings_with_other_settings_are_run_again(tmp_path, monkeypatch)
         "80 %", Line(learning_rate=0.01), LINE.configurations[1].rules
     )
     changed = dataclasses.replace(LINE, configurations=(LINE.configurations[0], slower))
-    trained.clear()
-    runs.run(changed, tmp_path, console)
-    assert trained == [("80 %", 0), ("80 %", 1)]
+    others = dataclasses.replace(LINE, checksum=1)
+    for study, expected in [(changed, 2), (others, 4), (LINE, 0)]:
+        trained.clear()
+        runs.run(study, tmp_path, console)
+        assert len(trained) == expected
+    assert len(set(folders)) == len(folders)  # no checkpoint of other settings
 
 
 def make_row(name, nonzero, values, *, is_sparse=False):
@@ -188,21 +195,21 @@ def test_what_is_said_is_computed():
     ]
     assert tradeoff.statements(LINE, rows) == [
         "At equal non-zeros large-sparse (90 %, 0.1 M non-zeros) beats small-dense: "
-        "error 3.10 against 4.10.",
+        "error 3.10 against 4.10, interpolated.",
         "Large-sparse (99.9 %, 0.001 M non-zeros) has 10.0 times fewer non-zeros than "
         "the smallest dense network (small) and is worse: error 7.00 against 6.10.",
         "With 10 times fewer non-zeros (0.1 M) than the dense network (dense), error "
-        "is 3.10, +1.00.",
+        "is 3.10, interpolated: +1.00.",
     ]
     better = Metric("error", "score", "%", lower_is_better=False)
     said = tradeoff.statements(dataclasses.replace(LINE, metric=better), rows)
-    assert "loses to small-dense: score 3.10 % against 4.10 %." in said[0]
+    assert "loses to small-dense: score 3.10 % against 4.10 %," in said[0]
     close = [*rows[:2], make_row("90 %", 100_000, [4.0, 4.1], is_sparse=True)]
     assert "within the spread of seeds" in tradeoff.statements(LINE, close)[0]
 
 
 def test_another_model_is_compared_with():
-    study = dataclasses.replace(LINE, baseline=Baseline("a guess", {"error": 2.0}))
+    study = dataclasses.replace(LINE, baseline=Baseline("a guess", 2.0))
     rows = [make_row("dense", 10, [2.2]), make_row("90 %", 1, [4.0], is_sparse=True)]
     assert tables._sentences(study, rows)[0] == (
         "The dense network (dense) does not beat a guess: error 2.20 against 2.00."
@@ -256,6 +263,12 @@ def test_ablations_are_compared_with_the_first(tmp_path):
     }
     uniform = kept["as in the paper"]
     assert all(abs(each[0] - uniform[0]) <= 7 for each in kept.values()), kept
+    schedules = {each.name: each.rules[0].schedule for each in made.configurations}
+    steps = {name: schedule.update_steps for name, schedule in schedules.items()}
+    assert steps["a mask update every 1,000 steps"] == (750, 1_750, 2_750)
+    assert len(steps["as in the paper"]) == 21
+    assert len(steps["a mask update every 10 steps"]) == 201
+    assert len(set(schedules.values())) == len(schedules) - 2  # but for allocations
 
 
 def test_the_papers_sizes():
@@ -326,16 +339,38 @@ def test_treebank_and_verses_are_read_from_their_folders(tmp_path):
     with gzip.open(tmp_path / "web_rv1909.tsv.gz", "wt") as file:
         file.write(verses)
     study = studies.translation("quick", tmp_path)
-    data = study.configurations[0].task.pairs
-    assert len(data.train.references) == 72
-    assert data.test.references[0] == ("en", "el", "principio", "2")
+    verses = study.configurations[0].task.pairs
+    assert len(verses.train.references) == 72
+    assert verses.test.references[0] == ("en", "el", "principio", "2")
+    (tmp_path / "web_rv1909.tsv.gz").write_bytes(b"no gzip")
+    pairs.verses.cache_clear()
+    with pytest.raises(DataError, match="is damaged"):
+        pairs.verses(tmp_path, 10)
     for read in (corpora.load, pairs.verses):
         with pytest.raises(DataError, match="put"):
             read(tmp_path / "nothing", 10)
     result = run("seq2seq", "--task", "translation", "--quick")
     assert result.exit_code == 1
     assert "give their folder with --data-dir" in result.output
-    assert run("cnn", "--task", "translation").exit_code == 2
+    for arguments in [
+        ("cnn", "--task", "translation"),
+        ("cnn", "--quick", "--scale", "paper"),
+        ("cnn", "--quick", "--publish"),
+    ]:
+        assert run(*arguments).exit_code == 2
+    (tmp_path / "file").write_text("")
+    result = run("cnn", "--quick", "--out", str(tmp_path / "file" / "out"))
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+
+
+def test_too_little_data_and_divergence_are_refused(tmp_path):
+    few = data.load().limit(8)
+    with pytest.raises(DataError, match="8 images, fewer than a batch of 16"):
+        images.ImageTask(images.PlainNetwork(((4, 2),)), few, 1, 16)
+    diverging = Configuration("dense", Line(steps=2, learning_rate=float("nan")))
+    with pytest.raises(FloatingPointError, match="dense: the training diverged"):
+        training.train(diverging, 0, tmp_path, lambda step, loss: None)
 
 
 def test_every_pair_is_trained_on_once_in_an_epoch():
@@ -358,7 +393,6 @@ def test_metrics_of_sequences():
         "phone_errors": 40.0,
         "word_errors": pytest.approx(200 / 3),
     }
-    pytest.importorskip("sacrebleu")
     words = ("en", "el", "principio", "crió")
     assert sequences.bleu([words], [words]) == pytest.approx(100.0)
 

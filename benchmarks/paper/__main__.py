@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pathlib
+import tempfile
 
-import click
-from rich.console import Console
-from rich.markdown import Markdown
+try:
+    import click
+    from rich.console import Console
+    from rich.markdown import Markdown
 
-from benchmarks import stored
-from benchmarks.paper import figure, runs, tables, tradeoff
-from benchmarks.paper.studies import STUDIES
-from benchmarks.paper.task import ScaleName
-from gradprune_jax.demo.data import DataError
+    from benchmarks import stored
+    from benchmarks.paper import figure, runs, tables, tradeoff
+    from benchmarks.paper.studies import STUDIES
+    from benchmarks.paper.task import ScaleName
+    from gradprune_jax.demo.data import DataError
+except ImportError as error:
+    raise SystemExit(f'{error}: pip install --editable ".[paper]"') from None
 
-_RESULTS = pathlib.Path(__file__).parent / "results"
+_PUBLISHED = pathlib.Path(__file__).parent / "results"
 
 
 @click.command()
@@ -31,9 +35,7 @@ _RESULTS = pathlib.Path(__file__).parent / "results"
 @click.option(
     "--scale",
     type=click.Choice(["laptop", "paper"]),
-    default="laptop",
-    show_default=True,
-    help="The sizes: for two cores, or the paper's, for an accelerator.",
+    help="The sizes: for two cores (the default), or the paper's, for an accelerator.",
 )
 @click.option("--quick", is_flag=True, help="Tiny sizes, to try it out in a minute.")
 @click.option(
@@ -45,16 +47,24 @@ _RESULTS = pathlib.Path(__file__).parent / "results"
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=pathlib.Path),
-    help="The folder for records, checkpoints, table and picture. Unless it is given, "
-    "the table goes into benchmarks/README.md too.",
+    default="paper-results",
+    show_default=True,
+    help="The folder for records, checkpoints, table and picture.",
+)
+@click.option(
+    "--publish",
+    is_flag=True,
+    help="Go on with the records of this repository, and put the table into "
+    "benchmarks/README.md.",
 )
 def main(
     name: str,
     task: str | None,
-    scale: ScaleName,
+    scale: ScaleName | None,
     quick: bool,
     data_dir: pathlib.Path | None,
-    out: pathlib.Path | None,
+    out: pathlib.Path,
+    publish: bool,
 ) -> None:
     """Reproduces a study of the paper; run it again to go on after an interruption.
 
@@ -62,40 +72,37 @@ def main(
     """
     if task is not None and name != "seq2seq":
         raise click.UsageError(f"--task is {task!r} with {name}; seq2seq alone has it.")
-    command = f"python -m benchmarks.paper {name}" + (f" --task {task}" if task else "")
-    if task == "translation":
-        name = "translation"
-    console = Console(stderr=True)
-    if quick:
-        scale = "quick"
-    folder = out or _RESULTS / scale
+    if quick and (scale or publish):
+        raise click.UsageError("--quick goes with neither --scale nor --publish.")
+    chosen: ScaleName = "quick" if quick else scale or "laptop"
+    folder = (_PUBLISHED if publish else out) / chosen
+    study_name = "translation" if task == "translation" else name
     try:
-        study = STUDIES[name](scale, data_dir)
-    except DataError as error:
+        study = STUDIES[study_name](chosen, data_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # before hours of training
+        records = runs.run(study, folder, Console(stderr=True))
+    except (DataError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from None
-    records = runs.run(study, folder, console)
 
     rows = tradeoff.rows(study, records)
     picture = ""
     if any(row.is_sparse != rows[0].is_sparse for row in rows):
-        picture = f"{name}.png"
+        picture = f"{study.name}.png"
         figure.draw(study, rows).savefig(folder / picture, dpi=150)
-    command += _options(scale, data_dir)
+    options = (f" --task {task}" if task else "") + (" --quick" if quick else "")
+    options += (f" --scale {scale}" if scale else "") + (" --publish" * publish)
+    options += " --data-dir ..." if data_dir else ""
+    command = f"python -m benchmarks.paper {name}{options}"
     text = tables.markdown(study, records, command, picture)
-    (folder / f"{name}.md").write_text(text + "\n")
-    if out is None and f"{name}-{scale}" in stored.marks():
-        place = f"paper/results/{scale}/{picture}" if picture else ""
-        stored.insert(
-            f"{name}-{scale}", tables.markdown(study, records, command, place)
-        )
+    (folder / f"{study.name}.md").write_text(text + "\n")
+    if publish:
+        place = f"paper/results/{chosen}/{picture}" if picture else ""
+        table = tables.markdown(study, records, command, place)
+        stored.insert(f"{study.name}-{chosen}", table)
     Console().print(Markdown(text))
-    console.print(f"Wrote {folder / name}.md", highlight=False, soft_wrap=True)
-
-
-def _options(scale: ScaleName, data_dir: pathlib.Path | None) -> str:
-    """The options as they were given, without the path of a folder."""
-    scales = {"laptop": "", "quick": " --quick", "paper": " --scale paper"}
-    return scales[scale] + (" --data-dir ..." if data_dir else "")
+    click.echo(f"Wrote {folder / study.name}.md", err=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import functools
 import gzip
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -103,8 +104,11 @@ def _lines(text: str) -> list[str]:
 
 def _addresses(file: pathlib.Path) -> list[list[str]]:
     """The words of the addresses: training, validation, test."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        texts = [line.split("\t", 1)[1] for line in lines]
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            texts = [line.split("\t", 1)[1] for line in lines]
+    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        raise DataError(f"{file}: is damaged ({error}); copy it again.") from None
     held_out = {9: 1, 19: 2}
     parts: list[list[str]] = [[], [], []]
     for i, text in enumerate(texts):

@@ -15,7 +15,7 @@ ACCURACY = Metric("accuracy", "test accuracy", "%", lower_is_better=False)
 
 def cnn(scale: ScaleName, folder: pathlib.Path | None) -> Study:
     """Plain convolutions over sparsities: the counterpart of the InceptionV3 table."""
-    task, seeds, source = plain_task(scale, folder)
+    task, seeds = plain_task(scale, folder)
     sparsities = (0.9,) if scale == "quick" else (0.5, 0.75, 0.875, 0.95)
     return Study(
         name="cnn",
@@ -27,7 +27,8 @@ def cnn(scale: ScaleName, folder: pathlib.Path | None) -> Study:
             *sparse("", task, sparsities),
         ),
         seeds=seeds,
-        source=source,
+        source=source(task.dataset),
+        checksum=task.dataset_checksum,
     )
 
 
@@ -56,7 +57,7 @@ def mobilenet(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         "laptop": Scale(32, small, 1_875, 64, widths, sparsities, 3),
         "paper": Scale(32, whole, 60_000, 128, widths, sparsities, 3),
     }[scale]
-    images, source = _images(scale, folder)
+    images = _images(scale, folder)
 
     def task(width: float) -> ImageTask:
         network = MobileNet(chosen.first, chosen.layers, width)
@@ -74,14 +75,13 @@ def mobilenet(scale: ScaleName, folder: pathlib.Path | None) -> Study:
             *sparse("width 1.0, ", task(1.0), chosen.sparsities, dense_layers),
         ),
         seeds=chosen.seeds,
-        source=source,
+        source=source(images),
+        checksum=task(1.0).dataset_checksum,
     )
 
 
-def plain_task(
-    scale: ScaleName, folder: pathlib.Path | None
-) -> tuple[ImageTask, int, str]:
-    """The plain CNN's task, the number of seeds, and the data in words."""
+def plain_task(scale: ScaleName, folder: pathlib.Path | None) -> tuple[ImageTask, int]:
+    """The plain CNN's task, and the number of seeds."""
     layers: Layers
     layers, steps, batch_size, seeds = {
         "quick": (((4, 2), (8, 2)), 12, 16, 1),
@@ -89,6 +89,7 @@ def plain_task(
             ((32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)),
             *(1_875, 64, 3),
         ),
+        # 20 million parameters: the InceptionV3 of the paper has 27 million.
         "paper": (
             (
                 *((64, 1), (64, 1), (128, 2), *((128, 1),) * 3, (256, 2)),
@@ -97,16 +98,19 @@ def plain_task(
             *(60_000, 128, 3),
         ),
     }[scale]
-    images, source = _images(scale, folder)
-    return ImageTask(PlainNetwork(layers), images, steps, batch_size), seeds, source
+    images = _images(scale, folder)
+    return ImageTask(PlainNetwork(layers), images, steps, batch_size), seeds
 
 
-def _images(scale: ScaleName, folder: pathlib.Path | None) -> tuple[data.Dataset, str]:
-    """Fashion-MNIST, and what it is called."""
-    images = data.load(folder)
-    if scale == "quick":
-        images = images.limit(400)
-    return images, (
+def source(images: data.Dataset) -> str:
+    """What the images are, in words."""
+    return (
         f"Fashion-MNIST, {len(images.train_images):,} images for training, "
         f"{len(images.test_images):,} for testing"
     )
+
+
+def _images(scale: ScaleName, folder: pathlib.Path | None) -> data.Dataset:
+    """Fashion-MNIST, the whole of it or what is bundled."""
+    images = data.load(folder)
+    return images.limit(400) if scale == "quick" else images

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradprune_jax.demo.data import CLASSES, IMAGE_SHAPE, Dataset
+from benchmarks.paper.task import checksum
+from gradprune_jax.demo.data import CLASSES, IMAGE_SHAPE, DataError, Dataset
 
 # Channels and strides of the layers after the first.
 Layers = tuple[tuple[int, int], ...]
@@ -131,6 +132,18 @@ class ImageTask:
     batch_size: int
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        images = len(self.dataset.train_images)
+        if images < self.batch_size:
+            raise DataError(
+                f"there are {images} images, fewer than a batch of {self.batch_size}."
+            )
+
+    @property
+    def dataset_checksum(self) -> int:
+        """The images and labels in one number."""
+        return checksum(*dataclasses.astuple(self.dataset))
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Parameters, and the statistics of batch normalisation."""

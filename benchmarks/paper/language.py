@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from benchmarks.paper.corpora import Corpus
+from gradprune_jax.demo.data import DataError
 
 _TEST_STREAMS = 20
 _PAD = -1
@@ -81,6 +82,14 @@ class LanguageTask:
     unroll: int = 35
     learning_rate: float = 4e-3
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        words, fewest = len(self.corpus.train), self.streams * (self.unroll + 1)
+        if words < fewest:
+            raise DataError(
+                f"{self.corpus.name} has {words} words for training; {self.streams} "
+                f"streams of {self.unroll} words a step need at least {fewest}."
+            )
 
     def init(self, key: jax.Array) -> tuple[Any, Carry]:
         """Parameters, and the carry at the beginning of the text."""

@@ -12,6 +12,7 @@ import functools
 import gzip
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -120,8 +121,14 @@ def verses(folder: pathlib.Path | None, words: int) -> Pairs:
     if folder is None:
         raise DataError("verses are not bundled; give their folder with --data-dir.")
     pairs, chapters = [], []
-    for line in _read(folder, "web_rv1909.tsv.gz"):
-        reference, english, spanish = line.rstrip("\n").split("\t")
+    for number, line in enumerate(_read(folder, "web_rv1909.tsv.gz"), start=1):
+        columns = line.rstrip("\n").split("\t")
+        if len(columns) != 3:
+            raise DataError(
+                f"{folder / 'web_rv1909.tsv.gz'}: line {number} has {len(columns)} "
+                "columns, not reference, English and Spanish; copy it again."
+            )
+        reference, english, spanish = columns
         pair = tuple(tuple(_TOKEN.findall(text.lower())) for text in (english, spanish))
         if max(map(len, pair)) <= _LONGEST_VERSE:
             pairs.append(pair)
@@ -136,8 +143,11 @@ def _read(folder: pathlib.Path, name: str) -> list[str]:
     file = folder / name
     if not file.is_file():
         raise DataError(f"{folder}: has no {name}; put it into the folder.")
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return list(lines)
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            return list(lines)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: is damaged ({error}); copy it again.") from None
 
 
 def _encode(

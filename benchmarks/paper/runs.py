@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
-import re
+import shutil
 import subprocess
 from typing import Any
 
@@ -36,7 +37,7 @@ class Records:
 
     def find(self, study: Study, configuration: Configuration, seed: int) -> Any:
         """The record of a training with just these settings, or None."""
-        wanted = self._key(study, configuration, seed)
+        wanted = _settings(study, configuration, seed)
         matching = (each for each in self._records if wanted.items() <= each.items())
         return next(matching, None)
 
@@ -47,28 +48,11 @@ class Records:
         seed: int,
         measured: dict[str, Any],
     ) -> None:
-        """Stores a training in place of one of its name with other settings."""
-        key = self._key(study, configuration, seed)
-        place = ("configuration", "seed")
-        others = [
-            each
-            for each in self._records
-            if any(each[field] != key[field] for field in place)
-        ]
-        self._records = [*others, key | measured]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        """Stores a training."""
+        self._records.append(_settings(study, configuration, seed) | measured)
         temporary = self._file.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(self._records, indent=1) + "\n")
         os.replace(temporary, self._file)
-
-    @staticmethod
-    def _key(study: Study, configuration: Configuration, seed: int) -> dict[str, Any]:
-        return {
-            "configuration": configuration.name,
-            "seed": seed,
-            "source": study.source,
-            "settings": repr((configuration.task, configuration.rules)),
-        }
 
 
 def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any]]:
@@ -120,14 +104,30 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
                 bars.update(current, completed=step, status=f"loss {loss:.3f}")
                 bars.update(whole, completed=before + step * cost)
 
-            folder = re.sub(r"\W+", "-", f"{study.name} {title}")
-            measured = training.train(
-                configuration, seed, out / "checkpoints" / folder, show
-            )
+            folder = out / "checkpoints" / _name(study, configuration, seed)
+            measured = training.train(configuration, seed, folder, show)
             records.add(study, configuration, seed, measured | provenance)
+            shutil.rmtree(folder, ignore_errors=True)
             bars.remove_task(current)
             finished += steps * cost
     return [records.find(study, *each) for each in trainings]
+
+
+def _settings(study: Study, configuration: Configuration, seed: int) -> dict[str, Any]:
+    """All that decides the outcome of a training."""
+    return {
+        "configuration": configuration.name,
+        "seed": seed,
+        "source": study.source,
+        "checksum": study.checksum,
+        "settings": repr((configuration.task, configuration.rules)),
+    }
+
+
+def _name(study: Study, configuration: Configuration, seed: int) -> str:
+    """A folder's name that no training with other settings has."""
+    settings = json.dumps(_settings(study, configuration, seed)).encode()
+    return f"{study.name}-{hashlib.sha256(settings).hexdigest()[:16]}"
 
 
 def _parameters(configuration: Configuration) -> int:
@@ -137,8 +137,15 @@ def _parameters(configuration: Configuration) -> int:
 
 
 def _provenance() -> dict[str, Any]:
-    """When, where and with which code a training was run."""
-    git = ("git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty=+changes")
-    described = subprocess.run(git, capture_output=True, text=True, check=False)
-    commit = described.stdout.strip() or "unknown"
-    return {**stored.machine(), "commit": commit}
+    """When, where and with which code a training is run."""
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(_REPOSITORY), *arguments)
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short", "HEAD") or "unknown"
+        changes = git("status", "--porcelain", "--", "*.py", "pyproject.toml")
+    except OSError:  # git is not installed
+        commit, changes = "unknown", ""
+    return stored.machine() | {"commit": commit + ("+changes" if changes else "")}

@@ -16,8 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import sacrebleu
+from rapidfuzz.distance import Levenshtein
 
 from benchmarks.paper.pairs import BEGIN, END, PAD, Pairs
+from gradprune_jax.demo.data import DataError
 
 _TEST_BATCH = 500
 _HIDDEN = -1e9  # the attention's score of padding
@@ -135,6 +138,13 @@ class SequenceTask:
     learning_rate: float = 4e-3
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not _batches(self, 0, 0):
+            raise DataError(
+                f"{self.pairs.name} has {len(self.lengths)} pairs for training, too "
+                f"few for batches of {self.batch_size}."
+            )
+
     def init(self, key: jax.Array) -> tuple[Any, tuple[()]]:
         """Parameters; a step hands nothing else to the next one."""
         symbols = jnp.zeros((1, 2), jnp.int32)
@@ -202,8 +212,6 @@ def error_rates(
       `phone_errors`: insertions, deletions and substitutions for every 100 phones;
       `word_errors`: words that are not wholly right, for every 100.
     """
-    from rapidfuzz.distance import Levenshtein
-
     pairs = list(zip(found, references, strict=True))
     edits = sum(Levenshtein.distance(one, other) for one, other in pairs)
     wrong = sum(one != other for one, other in pairs)
@@ -217,8 +225,6 @@ def bleu(
     found: Sequence[tuple[str, ...]], references: Sequence[tuple[str, ...]]
 ) -> float:
     """BLEU on the corpus's own tokens, in lower case, 0 to 100."""
-    import sacrebleu
-
     return sacrebleu.corpus_bleu(
         [" ".join(words) for words in found],
         [[" ".join(words) for words in references]],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
+import numpy as np
 import optax
 
 import gradprune_jax as gp
@@ -122,11 +125,11 @@ class Baseline:
 
     Attributes:
       name: of another kind of model.
-      values: what it reaches, by metric.
+      value: what it reaches, in the metric of the study.
     """
 
     name: str
-    values: Mapping[str, float]
+    value: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +159,7 @@ class Study:
       configurations: the rows, `reference` first.
       seeds: how often each is trained.
       source: the data, in words.
+      checksum: the data, in one number.
       baseline: another model of the same data.
       remarks: of the paper, by configuration.
       notes: sentences to print below the table.
@@ -168,10 +172,18 @@ class Study:
     configurations: tuple[Configuration, ...]
     seeds: int
     source: str
+    checksum: int
     others: tuple[Metric, ...] = ()
     baseline: Baseline | None = None
     remarks: Mapping[str, Remark] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def checksum(*arrays: np.ndarray) -> int:
+    """One number for the bytes of arrays, in their order."""
+    return functools.reduce(
+        lambda crc, array: zlib.crc32(np.ascontiguousarray(array), crc), arrays, 0
+    )
 
 
 def window(

@@ -113,12 +113,14 @@ def _beside_dense(metric: Metric, row: Row, dense: Sequence[Row]) -> str:
     other = _at(dense, row.nonzero, metric.name)
     if other is not None:
         gain = metric.gain(here, other)
-        noise = max(each.spread(metric.name) for each in (row, *dense))
+        larger = [each for each in dense if each.nonzero >= row.nonzero][-1]
+        smaller = next(each for each in dense if each.nonzero <= row.nonzero)
+        noise = max(each.spread(metric.name) for each in (row, larger, smaller))
         return (
             f"At equal non-zeros large-sparse ({size}) "
             f"{'beats' if gain > 0 else 'loses to'} small-dense: {metric.title} "
-            f"{metric.show(here)} against {metric.show(other)}"
-            f"{', within the spread of seeds' if abs(gain) <= noise else ''}."
+            f"{metric.show(here)} against {metric.show(other)}, interpolated"
+            f"{'; within the spread of seeds' if abs(gain) <= noise else ''}."
         )
     if row.nonzero > dense[0].nonzero:
         return ""
@@ -142,7 +144,7 @@ def _at_fewer(metric: Metric, sparse: Sequence[Row]) -> str:
     return (
         f"With {_FEWER} times fewer non-zeros ({_millions(nonzero)}) than the dense "
         f"network ({reference.name}), {metric.title} is {metric.show(value)}, "
-        f"{change:+.2f}."
+        f"interpolated: {change:+.2f}."
     )
 
 

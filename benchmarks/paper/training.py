@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -82,7 +81,7 @@ def train(
     Args:
       configuration: what to train.
       seed: of the initialisation, of the data's order and of dropout.
-      folder: for the checkpoints; it is removed when the training is done.
+      folder: for the checkpoints, of this training alone.
       report: called every few steps with the number of steps done and the loss.
       save_every: seconds between checkpoints.
 
@@ -90,7 +89,8 @@ def train(
       What was measured: steps, seconds, parameters, non-zeros, bytes, metrics.
 
     Raises:
-      ValueError: if a pruned weight is not zero or a weight is not finite.
+      FloatingPointError: if a weight is not finite in the end.
+      ValueError: if a pruned weight is not zero.
     """
     task, program = configuration.task, _program(configuration)
     init_key, step_key = jax.random.split(jax.random.key(seed))
@@ -110,9 +110,8 @@ def train(
                     manager.save(step + 1, args=ocp.args.StandardSave(state))
         jax.block_until_ready(state)
         seconds = before + time.monotonic() - begun
-    result = _measure(configuration, state)
-    shutil.rmtree(folder)
-    return {"steps": task.steps, "seconds": round(seconds, 1), **result}
+    measured = _measure(configuration, state)
+    return {"steps": task.steps, "seconds": round(seconds, 1), **measured}
 
 
 def _checkpoints(folder: pathlib.Path) -> ocp.CheckpointManager:
@@ -134,9 +133,11 @@ def _restore(manager: ocp.CheckpointManager, state: State) -> State:
 
 def _measure(configuration: Configuration, state: State) -> dict[str, Any]:
     """The size and the quality of a trained network."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise FloatingPointError(f"{configuration.name}: the training diverged.")
     if configuration.rules:
         gp.check_pruned(state.params, state.opt_state)
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
     return {
         "parameters": sum(leaf.size for leaf in leaves),
         "nonzero": sum(int(np.count_nonzero(leaf)) for leaf in leaves),
