@@ -1,0 +1,268 @@
+"""Sparse files, their sizes, and sparse arrays: every array comes back to the bit."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+from jax.experimental import sparse
+
+import gradprune_jax as gp
+
+pytest.importorskip("safetensors")
+pytest.importorskip("zstandard")
+
+import safetensors.numpy
+
+from gradprune_jax import _bitmask, export
+
+DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"]
+
+
+def make_array(shape, dtype, seed=0):
+    """Mostly +0.0, with -0.0, NaN and the smallest number among the others."""
+    rng = np.random.default_rng(seed)
+    array = np.where(rng.random(shape) < 0.2, rng.normal(size=shape), 0.0)
+    array = array.astype(jnp.dtype(dtype))
+    special = [-0.0, np.nan, float(jnp.finfo(dtype).smallest_subnormal)]
+    for place, value in zip(rng.permutation(array.size), special, strict=False):
+        array.reshape(-1)[place] = value
+    return array
+
+
+def assert_same_bits(one, other):
+    assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_array_comes_back_to_the_bit(tmp_path, dtype):
+    shapes = [(), (0,), (3,), (70,), (5, 33), (1, 40), (4, 0, 3), (3, 3, 5, 17)]
+    params = {
+        f"layer{i}": {"kernel": make_array(shape, dtype, seed=i)}
+        for i, shape in enumerate(shapes)
+    }
+    params["step"] = np.arange(3)
+    file = tmp_path / "model.safetensors"
+    export.save_sparse(file, params)
+    loaded = export.load_sparse(file)
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    jax.tree.map(assert_same_bits, loaded, params)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_the_layout_is_that_of_compressed_tensors(tmp_path):
+    params = {"a": {"kernel": make_array((6, 5, 19), "float32")}, "b": np.ones(3)}
+    file = tmp_path / "model.safetensors"
+    export.save_sparse(file, params)
+    stored = safetensors.numpy.load_file(file)
+    assert set(stored) == {
+        "b",
+        *(f"a/kernel.{part}" for part in _bitmask.Bitmask._fields),
+    }
+    array = params["a"]["kernel"]
+    live = array.view(np.uint32) != 0
+    assert_same_bits(stored["a/kernel.compressed"], array[live])
+    packed = np.packbits(live, axis=-1, bitorder="little")
+    np.testing.assert_array_equal(stored["a/kernel.bitmask"], packed)
+    np.testing.assert_array_equal(stored["a/kernel.shape"], array.shape)
+    counts = live.sum(-1)
+    np.testing.assert_array_equal(
+        stored["a/kernel.row_offsets"], np.cumsum(counts, 0) - counts
+    )
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        metadata = opened.metadata()
+    assert metadata["gradprune_jax.version"] == gp.__version__
+    assert metadata["gradprune_jax.layout"] == "sparse-bitmask"
+
+
+def test_dense_leaves_stay_dense(tmp_path):
+    dense = np.ones((8, 64), np.float32)
+    half = np.where(np.arange(512).reshape(8, 64) % 2, dense, 0)
+    for name, max_density, expected in [("a", 0.9, 5), ("b", 0.4, 2)]:
+        file = tmp_path / name
+        export.save_sparse(file, {"x": dense, "y": half}, max_density=max_density)
+        assert len(safetensors.numpy.load_file(file)) == expected
+
+
+def test_models_of_flax_come_back_as_they_were(tmp_path):
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(40, 30, rngs=rngs)
+
+    state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    module = nn.Dense(
+        30, kernel_init=nn.with_partitioning(nn.initializers.normal(), (None, "x"))
+    )
+    boxed = module.init(jax.random.key(0), jnp.ones((1, 40)))["params"]
+    for i, params in enumerate([state, boxed]):
+        pruned, _ = gp.prune(params, 0.9)
+        file = tmp_path / f"{i}"
+        export.save_sparse(file, pruned)
+        loaded = export.load_sparse(file, like=params)
+        assert jax.tree.structure(loaded) == jax.tree.structure(pruned)
+        jax.tree.map(assert_same_bits, loaded, pruned)
+
+
+def test_what_does_not_fit_is_refused_by_name(tmp_path):
+    file = tmp_path / "model.safetensors"
+    kernel = np.zeros((4, 70), np.float32)
+    export.save_sparse(file, {"a": {"kernel": kernel}})
+    for like, message in [
+        ({"b": kernel}, r"lacks \['b'\]"),
+        ({}, r"has \['a/kernel'\] besides"),
+        ({"a": {"kernel": kernel[:2]}}, "'a/kernel' is float32 of shape"),
+        ({"a": {"kernel": kernel.astype(np.float16)}}, "parameters have float16"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            export.load_sparse(file, like=like)
+        assert str(file) in str(error.value)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        export.save_sparse(file, {"a": kernel})
+    export.save_sparse(file, {"a": kernel}, overwrite=True)
+    assert list(export.load_sparse(file)) == ["a"]
+    for params, fields, message in [
+        ({"a": kernel}, dict(layout="csr"), "layout is 'csr'"),
+        ({"a": kernel}, dict(max_density=2), "max_density is 2"),
+        ({"a": jax.random.key(0)}, {}, "'a' is PRNGKeyArray"),
+        ({"a": "text"}, {}, "'a' is str"),
+        ({"a": kernel, "a.shape": kernel[0, :2]}, {}, "'a.shape'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            export.save_sparse(tmp_path / "new", params, **fields)
+    assert not (tmp_path / "new").exists()
+
+
+def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
+    good = tmp_path / "good"
+    export.save_sparse(good, {"a": {"kernel": make_array((16, 70), "float32")}})
+    content = good.read_bytes()
+    parts = safetensors.numpy.load_file(good)
+    file = tmp_path / "bad"
+    for bad in (content[:-1], content[:40], b"", b"PK\3\4 is no model", b"\0" * 64):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match="no safetensors file") as error:
+            export.load_sparse(file)
+        assert str(file) in str(error.value)
+    name = "a/kernel"
+    for change, message in [
+        ({"bitmask": parts[f"{name}.bitmask"][:, :8]}, "its bitmask is"),
+        ({"bitmask": ~parts[f"{name}.bitmask"]}, "beyond the end of a row"),
+        ({"compressed": parts[f"{name}.compressed"][1:]}, "values for"),
+        ({"shape": np.array([-1, 70])}, "its shape is"),
+        ({"shape": np.array([16.0, 70.0])}, "no list of integers"),
+        ({"row_offsets": None}, f"lacks {name}.row_offsets"),
+    ]:
+        damaged = parts | {f"{name}.{part}": array for part, array in change.items()}
+        damaged = {key: array for key, array in damaged.items() if array is not None}
+        safetensors.numpy.save_file(damaged, file)
+        with pytest.raises(ValueError, match=message) as error:
+            export.load_sparse(file)
+        assert f"{file}: {name!r}" in str(error.value)
+    safetensors.numpy.save_file({"x": np.ones(3), "x/y": np.ones(2)}, file)
+    with pytest.raises(ValueError, match="lies below another array"):
+        export.load_sparse(file)
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "model"
+    export.save_sparse(file, {"a": np.ones(3)})
+    before = file.read_bytes()
+
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export.save_sparse(file, {"a": np.zeros(3)}, overwrite=True)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_names_and_axes_of_torch(tmp_path):
+    params = {
+        "dense": {"kernel": make_array((40, 30), "float32"), "bias": np.ones(30)},
+        "conv": {"kernel": make_array((3, 5, 16, 8), "float32")},
+        "embed": {"embedding": np.ones((9, 4))},
+        "norm": {"scale": np.ones(4)},
+    }
+    export.save_sparse(tmp_path / "model", params, layout="compressed-tensors")
+    loaded = export.load_sparse(tmp_path / "model" / "model.safetensors")
+    assert set(loaded) == {
+        *("dense", "dense.bias", "conv", "embed.weight", "norm.weight"),
+    }
+    assert_same_bits(loaded["dense"], params["dense"]["kernel"].T.copy())
+    conv = np.ascontiguousarray(params["conv"]["kernel"].transpose(3, 2, 0, 1))
+    assert_same_bits(loaded["conv"], conv)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    sparsity = config["quantization_config"]["sparsity_config"]
+    assert sparsity["format"] == "sparse-bitmask"
+    assert sparsity["targets"] == ["conv", "dense"]
+
+
+def test_compressed_tensors_reads_it(tmp_path):
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    if not hasattr(compressors, "BitmaskCompressor"):
+        pytest.skip("0.14.0.1 is the last release that reads sparse models")
+    kernel = make_array((3, 3, 16, 24), "float32")
+    params = {"conv": {"kernel": kernel, "bias": np.ones(24, np.float32)}}
+    export.save_sparse(tmp_path / "model", params, layout="compressed-tensors")
+    compressor = compressors.BitmaskCompressor()
+    read = dict(compressor.decompress(str(tmp_path / "model")))
+    assert set(read) == {"conv.weight", "conv.bias"}
+    turned = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+    assert_same_bits(read["conv.weight"].numpy(), turned)
+
+
+def test_the_report_counts_the_bytes_of_the_files(tmp_path):
+    params = {"a": {"kernel": make_array((33, 40), "bfloat16")}, "b": np.ones(3)}
+    report = export.storage_report(params)
+    export.save_sparse(tmp_path / "model", params)
+    stored = safetensors.numpy.load_file(tmp_path / "model")
+    written = sum(array.nbytes for array in stored.values())
+    assert report.total["bitmask"] == written
+    assert report.total["dense"] == 2 * 33 * 40 + 3 * 8
+    nonzero = report.leaves[0].nonzero
+    matrix = sparse.BCOO.fromdense(jnp.asarray(params["a"]["kernel"]), nse=nonzero)
+    assert report.leaves[0].nbytes["coo"] == matrix.data.nbytes + matrix.indices.nbytes
+    assert 0 < report.zstd < report.total["dense"]
+    assert 0 < report.gzip < report.total["dense"]
+    assert report.leaves[0].nbytes["nm"] is None
+    assert "dense, compressed: gzip" in str(report)
+
+
+def test_patterns_are_packed_where_they_hold():
+    kernel = np.arange(1.0, 65.0, dtype=np.float32).reshape(16, 4)
+    pruned, _ = gp.prune({"kernel": kernel}, 0.5, structure=gp.NM(2, 4))
+    report = export.storage_report(pruned, compress=False)
+    # Half of the values, and two bits for the place of each.
+    assert report.leaves[0].nbytes["nm"] == 32 * 4 + 32 * 2 // 8
+    assert report.gzip is None
+    other = export.storage_report(pruned, pattern=gp.NM(1, 4), compress=False)
+    assert other.leaves[0].nbytes["nm"] is None
+    with pytest.raises(ValueError, match="cannot run under jit"):
+        jax.eval_shape(lambda p: (export.storage_report(p), p)[1], pruned)
+
+
+def test_sparse_arrays_multiply_like_dense_ones():
+    params = {
+        "kernel": np.diag([1.0, 2.0, -0.0]).astype(np.float32),
+        "bias": np.ones(3),
+    }
+    for convert, kind in [(export.to_bcoo, sparse.BCOO), (export.to_bcsr, sparse.BCSR)]:
+        converted = convert(params)
+        assert isinstance(converted["kernel"], kind)
+        assert converted["kernel"].nse == 2
+        np.testing.assert_array_equal(
+            converted["kernel"] @ jnp.arange(3.0), params["kernel"] @ np.arange(3.0)
+        )
+        assert converted["bias"] is params["bias"]
+        assert convert(params, max_density=0.1)["kernel"] is params["kernel"]
+        with pytest.raises(ValueError, match="max_density is 2"):
+            convert(params, max_density=2)
+    conv = {"kernel": np.zeros((3, 3, 2, 2), np.float32)}
+    assert export.to_bcsr(conv)["kernel"] is conv["kernel"]
