@@ -97,7 +97,8 @@ def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
         takes on. None makes nested dicts of NumPy arrays, by splitting names at ``/``.
 
     Returns:
-      The parameters: JAX arrays in the tree of `like`, or NumPy arrays in dicts.
+      The parameters: arrays in the tree of `like`, NumPy's where it has NumPy's and
+      JAX's elsewhere; or NumPy arrays in dicts.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -128,6 +129,11 @@ def _arrays(params: Any) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{leaf.name!r} is {type(leaf.value).__name__}, not an array of "
                 "numbers; save the parameters alone."
+            )
+        if not getattr(leaf.value, "is_fully_addressable", True):
+            raise ValueError(
+                f"{leaf.name!r} lies on devices of other processes too; gather it "
+                "first: jax.experimental.multihost_utils.process_allgather."
             )
         arrays[leaf.name] = np.asarray(leaf.value)
     return arrays
@@ -312,8 +318,9 @@ def _restored(file: pathlib.Path, arrays: Mapping[str, np.ndarray], like: Any) -
                 f"{file}: {leaf.name!r} is {array.dtype} of shape {array.shape}, where "
                 f"the parameters have {dtype} of {shape}."
             )
-        sharding = getattr(leaf.value, "sharding", None)
-        restored.append(jax.device_put(array, sharding))
+        if not isinstance(leaf.value, np.ndarray):  # float64 stays only in NumPy
+            array = jax.device_put(array, getattr(leaf.value, "sharding", None))
+        restored.append(array)
     treedef: Any = jax.tree.structure(like)
     return treedef.unflatten(restored)
 

@@ -107,6 +107,17 @@ def test_models_of_flax_come_back_as_they_were(tmp_path):
         jax.tree.map(assert_same_bits, loaded, pruned)
 
 
+def test_arrays_go_where_those_before_them_were(tmp_path):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.NamedSharding(mesh, jax.P("x"))
+    kernel = make_array((16, 40), "float32")
+    params = {"a": jax.device_put(kernel, split), "b": kernel.astype(float)}
+    export.save_sparse(tmp_path / "model", params)
+    loaded = export.load_sparse(tmp_path / "model", like=params)
+    assert loaded["a"].sharding == split
+    jax.tree.map(assert_same_bits, loaded, params)
+
+
 def test_what_does_not_fit_is_refused_by_name(tmp_path):
     file = tmp_path / "model.safetensors"
     kernel = np.zeros((4, 70), np.float32)
