@@ -68,11 +68,7 @@ def decompress(packed: Bitmask) -> np.ndarray:
       >>> decompress(compress(np.array([0.0, -0.0, 2.0])))
       array([ 0., -0.,  2.])
     """
-    if packed.shape.ndim != 1 or packed.shape.dtype.kind not in "iu":
-        raise ValueError("its shape is no list of integers")
-    shape = tuple(int(length) for length in packed.shape)
-    if not shape or min(shape) < 0:
-        raise ValueError(f"its shape is {shape}")
+    shape = checked_shape(packed.shape)
     rows = (*shape[:-1], -(-shape[-1] // 8))
     if packed.bitmask.dtype != np.uint8 or packed.bitmask.shape != rows:
         raise ValueError(
@@ -90,6 +86,16 @@ def decompress(packed: Bitmask) -> np.ndarray:
     array = np.zeros(shape, packed.compressed.dtype)
     array[mask] = packed.compressed
     return array
+
+
+def checked_shape(stored: np.ndarray) -> tuple[int, ...]:
+    """The shape as a tuple; ValueError if it can be no array's."""
+    if stored.ndim != 1 or stored.dtype.kind not in "iu":
+        raise ValueError("its shape is no list of integers")
+    shape = tuple(int(length) for length in stored)
+    if not shape or min(shape) < 0:
+        raise ValueError(f"its shape is {shape}")
+    return shape
 
 
 def compressed_nbytes(shape: tuple[int, ...], nonzero: int, itemsize: int) -> int:

@@ -77,14 +77,14 @@ def prune(
     own = selected_leaves(rule, params)
     weights = [jnp.asarray(leaves[i].value) for i in own]
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)
-    for i, mask in zip(own, _select(rule, weights), strict=True):
+    for i, mask in zip(own, select_masks(rule, weights), strict=True):
         masks[i] = mask
     treedef: Any = jax.tree.structure(params)
     tree = treedef.unflatten(masks)
     return apply_masks(params, tree), tree
 
 
-def _select(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
+def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     """The masks of one rule's leaves, compiled: op by op each pass would be an array.
 
     Numbers of which the program need not know are its arguments, so that another

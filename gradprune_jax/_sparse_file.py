@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -12,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax import _bitmask, _paths
+from gradprune_jax import _bitmask, _paths, _safetensors, _torch_layout
 from gradprune_jax._checks import check_fraction, is_traced
+from gradprune_jax._files import check_free, replacing
+from gradprune_jax._safetensors import Spec, StoredArray
 
 Layout = Literal["sparse-bitmask", "compressed-tensors"]
 
-# What the format may hold that NumPy alone does not know comes from ml_dtypes, which
-# JAX brings.
 _PARTS = _bitmask.Bitmask._fields
 _LAYOUT = "gradprune_jax.layout"
 _VERSION = "gradprune_jax.version"
@@ -68,24 +70,7 @@ def save_sparse(
       ...     loaded = load_sparse(f"{folder}/model.safetensors")
       >>> np.testing.assert_array_equal(loaded["dense"]["kernel"], np.eye(64))
     """
-    if layout not in get_args(Layout):
-        raise ValueError(f"layout is {layout!r}; it must be one of {get_args(Layout)}.")
-    check_fraction("max_density", max_density)
-    file = pathlib.Path(path)
-    arrays = _arrays(params)
-    if layout == "sparse-bitmask":
-        tensors, sparse = _tensors(arrays, max_density)
-        _write(file, tensors, layout, sparse, overwrite)
-        return
-    turned = _as_torch(arrays)
-    tensors, sparse = _tensors(turned, max_density, suffix=".weight")
-    folder = file
-    for name in (_MODEL, _CONFIG):
-        _check_free(folder / name, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _MODEL, tensors, layout, sparse, overwrite)
-    config = json.dumps(_config(turned, sparse), indent=2) + "\n"
-    _replace(folder / _CONFIG, lambda temporary: temporary.write_text(config))
+    write_sparse(pathlib.Path(path), _stored(params), layout, max_density, overwrite)
 
 
 def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
@@ -113,137 +98,165 @@ def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
       FileNotFoundError: no/such/file: is no file.
     """
     file = pathlib.Path(path)
-    arrays = dict(_read(file))
+    arrays = {name: stored.read() for name, stored in open_sparse(file).items()}
     return _nested(file, arrays) if like is None else _restored(file, arrays, like)
 
 
-def _arrays(params: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree by name, on the host."""
+def write_sparse(
+    file: pathlib.Path,
+    arrays: Mapping[str, StoredArray],
+    layout: Layout = "sparse-bitmask",
+    max_density: float = 0.9,
+    overwrite: bool = False,
+) -> None:
+    """Writes arrays as :func:`save_sparse` does, with one of them in memory at a time.
+
+    Each is read twice: its non-zeros must be counted before any has its place.
+    """
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout is {layout!r}; it must be one of {get_args(Layout)}.")
+    check_fraction("max_density", max_density)
+    for_torch = layout == "compressed-tensors"
+    files = [file / _MODEL, file / _CONFIG] if for_torch else [file]
+    for each in files:
+        check_free(each, overwrite)
+    if for_torch:
+        arrays = _torch_layout.as_torch(arrays)
+    contents = _Contents.of(arrays, max_density, ".weight" if for_torch else "")
+    metadata = _metadata(layout, list(contents.packed.values()))
+    if for_torch:
+        file.mkdir(parents=True, exist_ok=True)
+    with replacing(files[0]) as temporary:
+        _safetensors.write(temporary, contents.specs, contents.read(), metadata)
+    if for_torch:
+        weights = sum(np.prod(each.spec.shape, dtype=int) for each in arrays.values())
+        sparse = sorted(contents.packed.values())
+        config = _torch_layout.config(int(weights), contents.nonzero, sparse)
+        with replacing(files[1]) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def open_sparse(file: pathlib.Path) -> dict[str, StoredArray]:
+    """The arrays of a sparse or dense file by name, none of them read yet."""
+    stored, metadata = _safetensors.open_file(file)
+    sparse = _sparse_names(file, metadata, list(stored))
+    parts = {f"{name}.{part}" for name in sparse for part in _PARTS}
+    arrays = {name: each for name, each in stored.items() if name not in parts}
+    for name in sparse:
+        read = functools.partial(_decompress, file, name, stored)
+        shape = stored[f"{name}.shape"].read()
+        try:
+            spec = Spec(
+                _bitmask.checked_shape(shape), stored[f"{name}.compressed"].spec.dtype
+            )
+        except ValueError as error:
+            raise _damaged(file, name, error) from None
+        arrays[name] = StoredArray(spec, read)
+    return arrays
+
+
+def _stored(params: Any) -> dict[str, StoredArray]:
+    """The leaves of a tree by name, to be brought to the host when they are read."""
     arrays = {}
     for leaf in _paths.named_leaves(params):
-        if is_traced(leaf.value):
+        value = leaf.value
+        if is_traced(value):
             raise ValueError("save_sparse writes values and cannot run under jit.")
-        if not hasattr(leaf.value, "dtype") or jnp.issubdtype(
-            leaf.value.dtype, jax.dtypes.extended
+        if not hasattr(value, "dtype") or jnp.issubdtype(
+            value.dtype, jax.dtypes.extended
         ):
             raise ValueError(
-                f"{leaf.name!r} is {type(leaf.value).__name__}, not an array of "
-                "numbers; save the parameters alone."
+                f"{leaf.name!r} is {type(value).__name__}, not an array of numbers; "
+                "save the parameters alone."
             )
-        if not getattr(leaf.value, "is_fully_addressable", True):
+        if not getattr(value, "is_fully_addressable", True):
             raise ValueError(
                 f"{leaf.name!r} lies on devices of other processes too; gather it "
                 "first: jax.experimental.multihost_utils.process_allgather."
             )
-        arrays[leaf.name] = np.asarray(leaf.value)
+        spec = Spec(np.shape(value), np.dtype(value.dtype))
+        arrays[leaf.name] = StoredArray(spec, functools.partial(np.asarray, value))
     return arrays
 
 
-def _tensors(
-    arrays: Mapping[str, np.ndarray], max_density: float, suffix: str = ""
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What to store under which name, and the names of sparse arrays."""
-    tensors: dict[str, np.ndarray] = {}
-    sparse = []
-    for name, array in arrays.items():
-        stored = {name: array}
-        if _is_sparse(array, max_density):
-            packed = _bitmask.compress(array)
-            if packed.nbytes < array.nbytes:
-                prefix = name.removesuffix(suffix)
-                stored = {
-                    f"{prefix}.{part}": value
-                    for part, value in packed._asdict().items()
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """What a file will hold.
+
+    Attributes:
+      arrays: those to write.
+      packed: for those of them that are stored sparse, the name without its suffix.
+      specs: everything that the file will hold.
+      nonzero: the number of values that are not zero.
+    """
+
+    arrays: Mapping[str, StoredArray]
+    packed: dict[str, str]
+    specs: dict[str, Spec]
+    nonzero: int
+
+    @classmethod
+    def of(
+        cls, arrays: Mapping[str, StoredArray], max_density: float, suffix: str
+    ) -> _Contents:
+        """Counts what is not zero, and decides which arrays are stored sparse."""
+        packed: dict[str, str] = {}
+        specs: dict[str, Spec] = {}
+        total = 0
+        for name, array in arrays.items():
+            nonzero = int(np.count_nonzero(_bitmask.nonzero_bits(array.read())))
+            total += nonzero
+            own = {name: array.spec}
+            if _is_worthwhile(array.spec, nonzero, max_density):
+                packed[name] = name.removesuffix(suffix)
+                own = {
+                    f"{packed[name]}.{part}": spec
+                    for part, spec in _packed_specs(array.spec, nonzero).items()
                 }
-                sparse.append(prefix)
-        taken = stored.keys() & tensors.keys()
-        if taken:
-            raise ValueError(
-                f"{name!r} and another array would both be stored as "
-                f"{sorted(taken)[0]!r}; rename one of them."
-            )
-        tensors |= stored
-    return tensors, sparse
+            for each in own:
+                if each in specs:
+                    raise ValueError(
+                        f"two arrays would both be stored as {each!r}; rename one."
+                    )
+            specs |= own
+        return cls(arrays, packed, specs, total)
+
+    def read(self) -> Iterator[tuple[str, np.ndarray]]:
+        """All that the file will hold, one array at a time."""
+        for name, array in self.arrays.items():
+            if name not in self.packed:
+                yield name, array.read()
+                continue
+            bitmask = _bitmask.compress(array.read())
+            for part, value in zip(_PARTS, bitmask, strict=True):
+                yield f"{self.packed[name]}.{part}", value
 
 
-def _is_sparse(array: np.ndarray, max_density: float) -> bool:
-    """Whether an array has an axis, weights, and few enough that are not zero."""
-    is_floating = jnp.issubdtype(array.dtype, jnp.floating)
-    if not array.ndim or not array.size or not is_floating:
+def _is_worthwhile(spec: Spec, nonzero: int, max_density: float) -> bool:
+    """Whether an array is sparse enough, and smaller as its non-zeros and a mask."""
+    if not spec.shape or not jnp.issubdtype(spec.dtype, jnp.floating):
         return False
-    nonzero = np.count_nonzero(_bitmask.nonzero_bits(array))
-    return bool(nonzero <= max_density * array.size)
+    size = int(np.prod(spec.shape, dtype=object))
+    nbytes = _bitmask.compressed_nbytes(spec.shape, nonzero, spec.dtype.itemsize)
+    return nonzero <= max_density * size and nbytes < spec.nbytes
 
 
-def _write(
-    file: pathlib.Path,
-    tensors: Mapping[str, np.ndarray],
-    layout: Layout,
-    sparse: list[str],
-    overwrite: bool,
-) -> None:
-    """Writes a safetensors file as a whole or not at all."""
-    safetensors = _safetensors()
+def _packed_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
+    """The shapes and dtypes of an array's parts."""
+    *rows, columns = spec.shape
+    parts = _bitmask.Bitmask(
+        compressed=Spec((nonzero,), spec.dtype),
+        bitmask=Spec((*rows, -(-columns // 8)), np.dtype(np.uint8)),
+        shape=Spec((len(spec.shape),), np.dtype(np.int64)),
+        row_offsets=Spec(tuple(rows), np.dtype(np.int64)),
+    )
+    return parts._asdict()
+
+
+def _metadata(layout: Layout, sparse: list[str]) -> dict[str, str]:
     from gradprune_jax import __version__
 
-    _check_free(file, overwrite)
-    metadata = {_LAYOUT: layout, _VERSION: __version__, _SPARSE: json.dumps(sparse)}
-    # Arrays of no axis must stay arrays, and rows must lie one after the other.
-    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    try:
-        _replace(file, lambda to: safetensors.numpy.save_file(arrays, to, metadata))
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file}: cannot be written: {error}.") from None
-
-
-def _read(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a file by name, one at a time."""
-    safetensors = _safetensors()
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: is no file.")
-    try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            names = list(opened.keys())
-            read = _reader(file, opened)
-            sparse = _sparse_names(file, metadata, names)
-            parts = {f"{name}.{part}" for name in sparse for part in _PARTS}
-            for name in names:
-                if name not in parts:
-                    yield name, read(name)
-            for name in sparse:
-                yield name, _decompress(file, name, read)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{file}: is no safetensors file, or a damaged one: {error}."
-        ) from None
-
-
-def _reader(file: pathlib.Path, opened: Any) -> Any:
-    """A function from a name to its array, whatever its dtype."""
-    whole: dict[str, np.ndarray] = {}
-
-    def read(name: str) -> np.ndarray:
-        try:
-            return np.asarray(opened.get_tensor(name))
-        except AttributeError:  # a dtype that NumPy does not have: 8-bit floats
-            if not whole:
-                whole.update(_deserialized(file))
-            return whole[name]
-
-    return read
-
-
-def _deserialized(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of a file that has 8-bit floats, which NumPy's reader refuses."""
-    names = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BF16": "bfloat16"}
-    arrays = {}
-    for name, tensor in _safetensors().deserialize(file.read_bytes()):
-        known = names.get(tensor["dtype"])
-        if known is not None:
-            flat = np.frombuffer(tensor["data"], jnp.dtype(known))
-            arrays[name] = flat.reshape(tensor["shape"])
-    return arrays
+    return {_LAYOUT: layout, _VERSION: __version__, _SPARSE: json.dumps(sparse)}
 
 
 def _sparse_names(
@@ -272,15 +285,19 @@ def _sparse_names(
     return sparse
 
 
-def _decompress(file: pathlib.Path, name: str, read: Any) -> np.ndarray:
+def _decompress(
+    file: pathlib.Path, name: str, stored: Mapping[str, StoredArray]
+) -> np.ndarray:
     """One sparse array."""
-    packed = _bitmask.Bitmask(*(read(f"{name}.{part}") for part in _PARTS))
+    parts = (stored[f"{name}.{part}"].read() for part in _PARTS)
     try:
-        return _bitmask.decompress(packed)
+        return _bitmask.decompress(_bitmask.Bitmask(*parts))
     except ValueError as error:
-        raise ValueError(
-            f"{file}: {name!r} is damaged, {error}; write the file again."
-        ) from None
+        raise _damaged(file, name, error) from None
+
+
+def _damaged(file: pathlib.Path, name: str, error: ValueError) -> ValueError:
+    return ValueError(f"{file}: {name!r} is damaged, {error}; write the file again.")
 
 
 def _nested(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -323,69 +340,3 @@ def _restored(file: pathlib.Path, arrays: Mapping[str, np.ndarray], like: Any) -
         restored.append(array)
     treedef: Any = jax.tree.structure(like)
     return treedef.unflatten(restored)
-
-
-def _as_torch(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays under PyTorch's names, with the axes in PyTorch's order."""
-    turned: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        *above, last = name.split("/")
-        if last == "kernel" and array.ndim >= 2:
-            # (..., in, out) becomes (out, in, ...).
-            array = np.moveaxis(array, (-1, -2), (0, 1))
-        if last in ("kernel", "embedding", "scale"):
-            last = "weight"
-        new = ".".join((*above, last))
-        if new in turned:
-            raise ValueError(f"{name!r} and another array would both be {new!r}.")
-        turned[new] = np.ascontiguousarray(array)
-    return turned
-
-
-def _config(arrays: Mapping[str, np.ndarray], sparse: list[str]) -> dict[str, Any]:
-    """What compressed-tensors reads of a model's `config.json`."""
-    weights = sum(array.size for array in arrays.values())
-    nonzero = sum(
-        int(np.count_nonzero(_bitmask.nonzero_bits(array))) for array in arrays.values()
-    )
-    return {
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "sparsity_config": {
-                "format": "sparse-bitmask",
-                "global_sparsity": 1 - nonzero / max(weights, 1),
-                "sparsity_structure": "unstructured",
-                "targets": sparse,
-                "ignore": [],
-            },
-        }
-    }
-
-
-def _check_free(file: pathlib.Path, overwrite: bool) -> None:
-    """Refuses to replace a file without being told to."""
-    if file.exists() and not overwrite:
-        raise FileExistsError(
-            f"{file}: exists already; give overwrite=True to replace it."
-        )
-
-
-def _replace(file: pathlib.Path, write: Any) -> None:
-    """Writes to a temporary file beside a file, then renames it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError(
-            'sparse files need safetensors: pip install "gradprune_jax[export]"'
-        ) from None
-    return safetensors

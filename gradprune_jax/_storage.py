@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -139,8 +139,25 @@ def storage_report(
       Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
       2017, section 5.
     """
-    pattern = NM(2, 4) if pattern is None else pattern
-    arrays = {}
+    return measure(_on_host(params), pattern or NM(2, 4), compress)
+
+
+def measure(
+    arrays: Iterable[tuple[str, np.ndarray]], pattern: NM, compress: bool
+) -> StorageReport:
+    """The report on named arrays, which are seen once and one at a time."""
+    sizes = _CompressedSizes() if compress else None
+    leaves = []
+    for name, array in arrays:
+        leaves.append(_measure_leaf(name, array, pattern))
+        if sizes is not None:
+            sizes.add(array)
+    gzip, zstd = (None, None) if sizes is None else sizes.finish()
+    return StorageReport(tuple(leaves), pattern, gzip, zstd)
+
+
+def _on_host(params: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The floating leaves of a tree by name."""
     for leaf in _paths.named_leaves(params):
         if is_countable(leaf.value) and leaf.value.dtype != bool:
             if is_traced(leaf.value):
@@ -148,17 +165,10 @@ def storage_report(
                     "storage_report reads values and cannot run under jit; call it "
                     "between steps."
                 )
-            arrays[leaf.name] = np.asarray(leaf.value)
-    gzip, zstd = _compressed(arrays.values()) if compress else (None, None)
-    return StorageReport(
-        leaves=tuple(_measure(name, array, pattern) for name, array in arrays.items()),
-        pattern=pattern,
-        gzip=gzip,
-        zstd=zstd,
-    )
+            yield leaf.name, np.asarray(leaf.value)
 
 
-def _measure(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
+def _measure_leaf(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
     """The bytes of one array."""
     nonzero = int(np.count_nonzero(_bitmask.nonzero_bits(array)))
     shape = array.shape or (1,)
@@ -195,23 +205,34 @@ def _packed(array: np.ndarray, pattern: NM) -> int | None:
     return kept * array.itemsize + -(-kept * (pattern.of - 1).bit_length() // 8)
 
 
-def _compressed(arrays: Iterable[np.ndarray]) -> tuple[int, int]:
-    """What zlib and Zstandard make of arrays one after the other, a leaf at a time."""
-    try:
-        import zstandard
-    except ImportError:
-        raise ImportError(
-            "storage_report compresses with zstandard: pip install "
-            '"gradprune_jax[export]", or give compress=False'
-        ) from None
-    deflate = zlib.compressobj(6)
-    squeeze = zstandard.ZstdCompressor(level=3).compressobj()
-    gzip = zstd = 0
-    for array in arrays:
-        content = np.ascontiguousarray(array).view(np.uint8).data
-        gzip += len(deflate.compress(content))
-        zstd += len(squeeze.compress(content))
-    return gzip + len(deflate.flush()), zstd + len(squeeze.flush())
+class _CompressedSizes:
+    """What zlib and Zstandard make of arrays one after the other."""
+
+    def __init__(self) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise ImportError(
+                "storage_report compresses with zstandard: pip install "
+                '"gradprune_jax[export]", or give compress=False'
+            ) from None
+        self._gzip = zlib.compressobj(6)
+        self._zstd = zstandard.ZstdCompressor(level=3).compressobj()
+        self._sizes = (0, 0)
+
+    def add(self, array: np.ndarray) -> None:
+        """Compresses one more array."""
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        gzip, zstd = self._sizes
+        self._sizes = (
+            gzip + len(self._gzip.compress(content)),
+            zstd + len(self._zstd.compress(content)),
+        )
+
+    def finish(self) -> tuple[int, int]:
+        """The sizes of all arrays together."""
+        gzip, zstd = self._sizes
+        return gzip + len(self._gzip.flush()), zstd + len(self._zstd.flush())
 
 
 def _row(leaf: LeafStorage) -> tuple[str, ...]:

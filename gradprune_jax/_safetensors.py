@@ -1,0 +1,179 @@
+"""safetensors files, read and written one array at a time.
+
+The library's own functions hold a file's arrays in memory twice while they write it,
+and NumPy's reader has no 8-bit floats. The format is a JSON header with the place of
+every array; the library checks it, and the arrays are read and written here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "U16": "uint16",
+    "I16": "int16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "U32": "uint32",
+    "I32": "int32",
+    "F32": "float32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+    "C64": "complex64",
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Spec(NamedTuple):
+    """What an array will be.
+
+    Attributes:
+      shape: of the array.
+      dtype: of the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """An array that is read when it is wanted, and not before.
+
+    Attributes:
+      spec: its shape and dtype.
+      read: reads it.
+    """
+
+    spec: Spec
+    read: Callable[[], np.ndarray]
+
+
+def open_file(file: pathlib.Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """The arrays of a file, none of them read yet, and its metadata.
+
+    Args:
+      file: the file.
+
+    Returns:
+      The arrays by name, in the order of the file, and the metadata.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ImportError: if safetensors is not installed.
+      ValueError: if it is no safetensors file, or a damaged one, or holds a dtype that
+        NumPy and ml_dtypes do not have.
+    """
+    safetensors = _import()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: is no file.")
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{file}: is no safetensors file, or a damaged one: {error}."
+        ) from None
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{file}: {name!r} is {entry['dtype']}, which JAX lacks.")
+        dtype = jnp.dtype(_DTYPES[entry["dtype"]])
+        spec = Spec(tuple(entry["shape"]), dtype)
+        place = 8 + length + entry["data_offsets"][0]
+        arrays[name] = StoredArray(spec, functools.partial(_read, file, place, spec))
+    return arrays, metadata
+
+
+def write(
+    file: pathlib.Path,
+    specs: Mapping[str, Spec],
+    arrays: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes arrays as they come, each at the place that its size gives it.
+
+    Args:
+      file: to write, or to write over.
+      specs: the shapes and dtypes of all arrays by name.
+      arrays: each of them with its name, in any order.
+      metadata: what the header says besides.
+
+    Raises:
+      ValueError: if safetensors has no such dtype, or an array is not what its spec
+        says.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    places = {}
+    end = 0
+    # Wide elements first, so that each array is aligned, as readers that map the file
+    # into memory want it.
+    for name, spec in sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize):
+        if spec.dtype.name not in _NAMES:
+            raise ValueError(
+                f"{name!r} is {spec.dtype}, which safetensors does not hold."
+            )
+        places[name], end = end, end + spec.nbytes
+        header[name] = {
+            "dtype": _NAMES[spec.dtype.name],
+            "shape": list(spec.shape),
+            "data_offsets": [places[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    begin = 8 + len(text)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, array in arrays:
+            if Spec(array.shape, array.dtype) != specs[name]:
+                raise ValueError(f"{name!r} has changed while it was being written.")
+            stream.seek(begin + places.pop(name))
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            stream.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+    if places:
+        raise ValueError(f"{sorted(places)} were never given.")
+
+
+def _read(file: pathlib.Path, place: int, spec: Spec) -> np.ndarray:
+    """The array at a place of a file."""
+    array = np.empty(spec.shape, spec.dtype)
+    with file.open("rb") as stream:
+        stream.seek(place)
+        if stream.readinto(array.reshape(-1).view(np.uint8).data) != spec.nbytes:
+            raise ValueError(f"{file}: has become shorter while it was being read.")
+    return array
+
+
+def _import() -> Any:
+    try:
+        import safetensors
+    except ImportError:
+        raise ImportError(
+            'sparse files need safetensors: pip install "gradprune_jax[export]"'
+        ) from None
+    return safetensors
