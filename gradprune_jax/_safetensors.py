@@ -133,7 +133,7 @@ def write(
     end = 0
     # Wide elements first, so that each array is aligned, as readers that map the file
     # into memory want it.
-    for name, spec in sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize):
+    for name, spec in sorted(specs.items(), key=_by_width):
         if spec.dtype.name not in _NAMES:
             raise ValueError(
                 f"{name!r} is {spec.dtype}, which safetensors does not hold."
@@ -157,6 +157,11 @@ def write(
             stream.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
     if places:
         raise ValueError(f"{sorted(places)} were never given.")
+
+
+def _by_width(item: tuple[str, Spec]) -> tuple[int, str]:
+    name, spec = item
+    return -spec.dtype.itemsize, name
 
 
 def _read(file: pathlib.Path, place: int, spec: Spec) -> np.ndarray:

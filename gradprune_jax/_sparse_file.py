@@ -244,13 +244,12 @@ def _is_worthwhile(spec: Spec, nonzero: int, max_density: float) -> bool:
 def _packed_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
     """The shapes and dtypes of an array's parts."""
     *rows, columns = spec.shape
-    parts = _bitmask.Bitmask(
-        compressed=Spec((nonzero,), spec.dtype),
-        bitmask=Spec((*rows, -(-columns // 8)), np.dtype(np.uint8)),
-        shape=Spec((len(spec.shape),), np.dtype(np.int64)),
-        row_offsets=Spec(tuple(rows), np.dtype(np.int64)),
-    )
-    return parts._asdict()
+    return {
+        "compressed": Spec((nonzero,), spec.dtype),
+        "bitmask": Spec((*rows, -(-columns // 8)), np.dtype(np.uint8)),
+        "shape": Spec((len(spec.shape),), np.dtype(np.int64)),
+        "row_offsets": Spec(tuple(rows), np.dtype(np.int64)),
+    }
 
 
 def _metadata(layout: Layout, sparse: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Tables of parameters, masks and optimizer states."""
+"""Tables and pictures of parameters, masks, schedules and optimizer states."""
 
 import io
 import sys
@@ -15,7 +15,10 @@ from flax import nnx
 import gradprune_jax as gp
 
 pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
 
+import matplotlib.figure
+import treescope
 from rich.console import Console
 
 from gradprune_jax import report
@@ -145,3 +148,119 @@ def test_without_rich_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.table", None)
     with pytest.raises(ImportError, match=r"gradprune_jax\[report\]"):
         report.tabulate(PARAMS)
+
+
+def curves(figure):
+    """The lines of a figure that have names, by these."""
+    lines = figure.axes[0].get_lines()
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in lines
+        if not line.get_label().startswith("_")
+    }
+
+
+def test_a_schedule_is_drawn_as_the_steps_that_it_is():
+    schedule = gp.polynomial_schedule(0.75, 10, 25, every=10, power=1)
+    ((steps, values),) = curves(report.plot_schedule(schedule, total_steps=40)).values()
+    assert steps == [0, 10, 20, 25, 40]
+    np.testing.assert_allclose(values, [0, 0, 50, 75, 75])
+    rules = [
+        gp.Rule(None, where="a"),
+        gp.Rule(gp.one_shot_schedule(0.5, 30), where="b"),
+        gp.Rule(schedule, structure=gp.NM(1, 4)),
+    ]
+    drawn = curves(report.plot_schedule(rules))
+    assert list(drawn) == ["where='b'", "where=is_weight"]
+    assert drawn["where='b'"] == ([0, 30, 33], [0, 50, 50])
+    # Of each four weights none, then two, then three are dropped.
+    assert drawn["where=is_weight"] == ([0, 10, 20, 25, 33], [0, 0, 50, 75, 75])
+    with pytest.raises(ValueError, match="traced schedule"):
+        jax.eval_shape(
+            lambda end: report.plot_schedule(gp.polynomial_schedule(0.5, 0, end)), 9
+        )
+
+
+def test_sparsities_are_bars_now_and_curves_over_time():
+    params, opt_state = pruned(jax.tree.map(jnp.nan_to_num, PARAMS))
+    for tree in (params, gp.sparsity(params), boxed(params)):
+        axes = report.plot_sparsity(tree, title="now").axes[0]
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert names == ["dense/bias", "dense/kernel", "total"]
+        widths = [bar.get_width() for bar in axes.patches]
+        expected = gp.sparsity(params).values()
+        np.testing.assert_allclose(widths, [100 * float(each) for each in expected])
+    (bar, _) = report.plot_sparsity(opt_state).axes[0].patches
+    assert bar.get_width() == 50
+    logged = [gp.metrics(opt_state) | {"count": count} for count in (1, 5)]
+    drawn = curves(report.plot_sparsity(logged))
+    assert drawn == dict.fromkeys(["dense/kernel", "total"], ([1, 5], [50, 50]))
+    with pytest.raises(ValueError, match="no metrics to draw"):
+        report.plot_sparsity([])
+
+
+def test_of_many_curves_the_sparsest_have_names():
+    scalars = {f"sparsity/{i}": i / 20 for i in range(15)} | {"count": 1}
+    drawn = curves(report.plot_sparsity([scalars]))
+    assert set(drawn) == {str(i) for i in range(5, 15)}
+
+
+def test_masks_are_images_large_ones_as_densities():
+    eye = np.eye(6, dtype=bool)
+    tall = np.zeros((2, 300, 3), bool)
+    tall[0, :3] = True
+    masks = {"eye": eye, "tall": tall, "bias": optax.MaskedNode(), "empty": eye[:0]}
+    figure = report.plot_masks(masks, title="masks")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "eye (6x6), 83.3 %",
+        "tall (2x300x3), 99.5 %",
+    ]
+    images = [axes.get_images()[0].get_array() for axes in figure.axes]
+    np.testing.assert_array_equal(images[0], eye)
+    assert images[1].shape == (200, 3)  # 600 rows, three to a pixel
+    assert images[1][0, 0] == 1
+    assert images[1][1:].max() == 0
+    many = {f"{i:02}": np.ones((2, 2 + i)) for i in range(14)}
+    titles = [axes.get_title() for axes in report.plot_masks(many).axes]
+    assert [title[:2] for title in titles] == [f"{i:02}" for i in range(2, 14)]
+    _, opt_state = pruned({"w": jnp.ones((2, 2))})
+    assert len(report.plot_masks(opt_state).axes) == 1
+    with pytest.raises(ValueError, match="no mask or parameter"):
+        report.plot_masks({"bias": np.ones(3)})
+
+
+def test_a_trade_off_has_means_and_ranges():
+    points = {"dense": [(10, 1.0), (1000, 3.0)], "sparse": [(10, [2.0, 4.0], "90 %")]}
+    figure = report.plot_tradeoff(points, metric="accuracy, %", title="study")
+    axes = figure.axes[0]
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "accuracy, %")
+    dense, sparse = axes.containers
+    assert list(dense[0].get_ydata()) == [1, 3]
+    assert list(sparse[0].get_ydata()) == [3]
+    ((low, high),) = sparse[2][0].get_segments()
+    assert (low[1], high[1]) == (2, 4)
+    assert [text.get_text() for text in axes.texts] == ["", "", "90 %"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "argument"),
+    [
+        (report.plot_masks, {"w": KERNEL}),
+        (report.plot_schedule, gp.one_shot_schedule(0.5, 1)),
+        (report.plot_sparsity, {"w": KERNEL}),
+        (report.plot_tradeoff, {"dense": [(1, 2)]}),
+    ],
+)
+def test_pictures_need_matplotlib_and_leave_pyplot_alone(monkeypatch, draw, argument):
+    assert isinstance(draw(argument), matplotlib.figure.Figure)
+    assert "matplotlib.pyplot" not in sys.modules
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"gradprune_jax\[report\]"):
+        draw(argument)
+
+
+def test_masks_show_themselves_in_notebooks():
+    _, opt_state = pruned({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+    text = treescope.render_to_text(gp.get_masks(opt_state))
+    assert "MaskedNode()" in text
+    assert "bool(4, 4)" in text

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -23,23 +21,13 @@ from rich.table import Table
 
 import gradprune_jax as gp
 from gradprune_jax import report
+from gradprune_jax._cli import options
+from gradprune_jax._cli.files import check_free
+from gradprune_jax._files import replacing
 from gradprune_jax.demo import data, figure, learners, results, training
 
 _PICTURE = "demo.png"
 _NUMBERS = "demo.json"
-
-
-def _fraction(
-    context: click.Context, parameter: click.Parameter, value: float
-) -> float:
-    """Refuses what is no fraction, NaN included, which a range lets pass."""
-    del context
-    if not math.isfinite(value) or not 0 <= value <= 1:
-        raise click.BadParameter(
-            f"{value} is not in the range 0 to 1; 0.9 prunes 90 % of the weights.",
-            param=parameter,
-        )
-    return value
 
 
 @click.command()
@@ -56,7 +44,7 @@ def _fraction(
     type=float,
     default=0.9,
     show_default=True,
-    callback=_fraction,
+    callback=options.fraction,
     help="The fraction of weights to prune, 0 to 1.",
 )
 @click.option(
@@ -111,7 +99,8 @@ def demo(
     demo.png and demo.json.
     """
     files = [out / _PICTURE, out / _NUMBERS]
-    _check_free(files, force)
+    for file in files:
+        check_free(file, force)
     dataset = data.load(data_dir)
     if limit is not None:
         dataset = dataset.limit(limit)
@@ -132,9 +121,11 @@ def demo(
     picture = io.BytesIO()
     figure.draw(dense, pruned, summary).savefig(picture, format="png")
     numbers = {**summary, "curves": results.curves(dense, pruned)}
-    _check_free(files, force)  # another run may have written in the meantime
-    _write(files[0], picture.getvalue())
-    _write(files[1], (json.dumps(numbers, indent=1) + "\n").encode())
+    contents = (picture.getvalue(), (json.dumps(numbers, indent=1) + "\n").encode())
+    for file, content in zip(files, contents, strict=True):
+        check_free(file, force)  # another run may have written in the meantime
+        with replacing(file) as temporary:
+            temporary.write_bytes(content)
     if as_json:
         click.echo(json.dumps(summary))
     else:
@@ -213,27 +204,7 @@ def _print_outcome(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_free(files: list[pathlib.Path], force: bool) -> None:
-    """Refuses to overwrite files without being told to."""
-    existing = [str(file) for file in files if file.exists()]
-    if existing and not force:
-        raise click.UsageError(
-            f"{' and '.join(existing)} exist already; give --force to overwrite, or "
-            "another folder with --out."
-        )
-
-
 def _check_writable(folder: pathlib.Path) -> None:
     """Refuses a folder that cannot be written to before minutes of training."""
     with tempfile.TemporaryFile(dir=folder):
         pass
-
-
-def _write(file: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that it is there as a whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

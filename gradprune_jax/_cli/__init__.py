@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import click
+
+# Those that the extra brings; without one of them no command is offered.
+_LIBRARIES = ("click", "matplotlib", "rich", "safetensors", "zstandard")
 
 
 def main() -> None:
@@ -15,7 +19,7 @@ def main() -> None:
         group = build()
     except ImportError as error:
         # Only the extra's own libraries: a broken module must not look like these.
-        if (error.name or "").partition(".")[0] not in {"click", "rich", "matplotlib"}:
+        if (error.name or "").partition(".")[0] not in _LIBRARIES:
             raise
         print(
             f'gradprune needs {error.name}: pip install "gradprune_jax[cli]"',
@@ -35,10 +39,12 @@ def build() -> click.Group:
       ImportError: if click or another library of the extra ``cli`` is missing.
     """
     import click
-    import matplotlib as matplotlib  # a run must not find out at its end
-    import rich as rich
 
+    for library in _LIBRARIES:
+        importlib.import_module(library)  # a run must not find out at its end
     import gradprune_jax
+    from gradprune_jax._cli import diff, pack, plan, prune, report
+    from gradprune_jax._cli.checkpoints import CheckpointError
     from gradprune_jax.demo import command
     from gradprune_jax.demo.data import DataError
 
@@ -50,8 +56,8 @@ def build() -> click.Group:
                 return super().invoke(ctx)
             except BrokenPipeError:
                 raise  # click ends quietly when the reader of a pipe has gone
-            except (DataError, OSError) as error:
-                click.echo(f"error: {error}", err=True)
+            except (CheckpointError, DataError, OSError) as error:
+                click.echo(f"error: {' '.join(str(error).split())}", err=True)
                 ctx.exit(1)
 
     group = Group(
@@ -59,7 +65,16 @@ def build() -> click.Group:
         help="Gradual magnitude pruning for JAX.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    group.add_command(command.demo)
+    for each in (
+        command.demo,
+        plan.plan,
+        report.report,
+        prune.prune,
+        pack.pack,
+        pack.unpack,
+        diff.diff,
+    ):
+        group.add_command(each)
     return click.version_option(
         gradprune_jax.__version__, message="gradprune_jax %(version)s"
     )(group)

@@ -1,0 +1,91 @@
+"""Files of commands: progress while they are read, no harm when they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import TypeVar
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from gradprune_jax._cli.checkpoints import Checkpoint
+from gradprune_jax._safetensors import StoredArray
+
+Key = TypeVar("Key", bound=Hashable)
+
+# Below this nothing takes long enough to be worth a bar.
+_LARGE = 100e6
+
+
+def check_free(file: pathlib.Path, force: bool) -> None:
+    """Refuses to overwrite a file without being told to."""
+    if file.exists() and not force:
+        raise click.UsageError(
+            f"{file} exists already; give --force to overwrite, or another name."
+        )
+
+
+def write_notice(file: pathlib.Path) -> None:
+    """Says that a file was written, with its size."""
+    size = f"{file.stat().st_size:,} bytes" if file.is_file() else "a folder"
+    click.echo(f"Wrote {file} ({size})")
+
+
+def say_left_out(checkpoint: Checkpoint) -> None:
+    """Names what a checkpoint holds besides its parameters."""
+    if checkpoint.left_out:
+        click.echo(
+            f"Left out, as no parameters: {', '.join(checkpoint.left_out)} (--params / "
+            "takes all)."
+        )
+
+
+@contextlib.contextmanager
+def tracked(
+    arrays: Mapping[Key, StoredArray], what: str, passes: int = 1
+) -> Iterator[dict[Key, StoredArray]]:
+    """The same arrays, whose reading moves a progress bar if they are large.
+
+    Args:
+      arrays: by name or path.
+      what: beside the bar.
+      passes: how often each will be read.
+
+    Yields:
+      The arrays.
+    """
+    total = passes * sum(array.spec.nbytes for array in arrays.values())
+    if total < _LARGE:
+        yield dict(arrays)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
+        task = bars.add_task(what, total=total)
+
+        def counted(array: StoredArray) -> Callable[[], np.ndarray]:
+            def read() -> np.ndarray:
+                values = array.read()
+                bars.advance(task, array.spec.nbytes)
+                return values
+
+            return read
+
+        yield {
+            name: StoredArray(array.spec, counted(array))
+            for name, array in arrays.items()
+        }

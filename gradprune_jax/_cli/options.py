@@ -1,0 +1,168 @@
+"""Options that several commands have, and what they become."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, get_args
+
+import click
+
+import gradprune_jax as gp
+from gradprune_jax._rules import Allocation
+
+_PATTERN = r"(\d+):(\d+)"
+
+CHECKPOINT = click.Path(exists=True, path_type=pathlib.Path)
+FILE = click.Path(path_type=pathlib.Path)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
+force = click.option("--force", is_flag=True, help="Overwrite existing files.")
+params_path = click.option(
+    "--params",
+    metavar="PATH",
+    help="Where the parameters are in the checkpoint, keys joined by /; by default "
+    "the key 'params' nearest to the root. / is all of it.",
+)
+
+
+def fraction(
+    context: click.Context, parameter: click.Parameter, value: float | None
+) -> float | None:
+    """Refuses what is no fraction, NaN included, which a range lets pass."""
+    del context
+    if value is not None and (not math.isfinite(value) or not 0 <= value <= 1):
+        raise click.BadParameter(
+            f"{value} is not in the range 0 to 1.", param=parameter
+        )
+    return value
+
+
+def pattern(context: click.Context, parameter: click.Parameter, value: str) -> gp.NM:
+    """N:M from two integers with a colon, with the default axis."""
+    del context
+    match = re.fullmatch(_PATTERN, value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not like 2:4.", param=parameter)
+    try:
+        return gp.NM(int(match[1]), int(match[2]))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=parameter) from None
+
+
+def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a rule for pruning at once; see :func:`rule`."""
+    options = (
+        click.option(
+            "--sparsity",
+            type=float,
+            callback=fraction,
+            help="The fraction of weights to prune, 0 to 1; N:M has its own.",
+        ),
+        click.option(
+            "--where",
+            metavar="REGEX",
+            help="Which parameters, by their whole path; by default kernels and "
+            "embeddings.",
+        ),
+        click.option(
+            "--structure",
+            metavar="unstructured|N:M|AxB|channel",
+            default="unstructured",
+            show_default=True,
+            help="What is kept or dropped together: single weights, N of each M "
+            "neighbours (2:4), blocks on the last axes (4x4), or channels.",
+        ),
+        click.option(
+            "--axis",
+            type=int,
+            help="Of N:M groups (by default -2) or channels (by default -1).",
+        ),
+        click.option(
+            "--pool",
+            type=click.Choice(["mean", "max"]),
+            help="How blocks and channels are ranked, by default by their mean.",
+        ),
+        click.option(
+            "--allocation",
+            type=click.Choice(get_args(Allocation)),
+            default="uniform",
+            show_default=True,
+            help="How the sparsity is shared out among parameters.",
+        ),
+        click.option(
+            "--stack-axis", type=int, help="The axis along which layers are stacked."
+        ),
+        click.option(
+            "--min-density",
+            type=float,
+            default=0.0,
+            callback=fraction,
+            help="What each parameter keeps at least, under global allocation.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def rule(
+    sparsity: float | None,
+    where: str | None,
+    structure: str,
+    axis: int | None,
+    pool: str | None,
+    allocation: Any,
+    stack_axis: int | None,
+    min_density: float,
+) -> gp.Rule:
+    """The rule that the options of :func:`rule_options` describe.
+
+    Raises:
+      click.UsageError: if they contradict each other, or a value is not valid.
+    """
+    try:
+        made = _structure(structure, axis, pool)
+        if isinstance(made, gp.NM):
+            sparsity = 1 - made.keep / made.of
+        if sparsity is None:
+            raise click.UsageError("Give --sparsity, such as --sparsity 0.9.")
+        return gp.Rule(
+            gp.one_shot_schedule(sparsity, 0),
+            where=where,
+            structure=made,
+            allocation=allocation,
+            stack_axis=stack_axis,
+            min_density=min_density,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _structure(text: str, axis: int | None, pool: Any) -> gp.Structure:
+    """The structure that `--structure`, `--axis` and `--pool` describe."""
+    fields: dict[str, Any] = {} if axis is None else {"axis": axis}
+    pools: dict[str, Any] = {} if pool is None else {"pool": pool}
+    if match := re.fullmatch(_PATTERN, text):
+        _refuse(text, pools)
+        return gp.NM(int(match[1]), int(match[2]), **fields)
+    if re.fullmatch(r"\d+(x\d+)*", text):
+        _refuse(text, fields)
+        return gp.Block(tuple(map(int, text.split("x"))), **pools)
+    if text == "channel":
+        return gp.Channel(**fields, **pools)
+    if text != "unstructured":
+        raise click.UsageError(
+            f"--structure is {text!r}; it must be unstructured, like 2:4, like 4x4, or "
+            "channel."
+        )
+    _refuse(text, fields | pools)
+    return gp.Unstructured()
+
+
+def _refuse(text: str, fields: dict[str, Any]) -> None:
+    """Refuses options that a structure does not have."""
+    if fields:
+        raise click.UsageError(f"--{next(iter(fields))} does not go with {text!r}.")

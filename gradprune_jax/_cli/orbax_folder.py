@@ -1,0 +1,144 @@
+"""Checkpoints that orbax wrote, leaf by leaf."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradprune_jax import _paths
+from gradprune_jax._safetensors import Spec, StoredArray
+
+# What orbax writes beside the arrays of a tree.
+_TREE = "_METADATA"
+
+# Every restore goes over the whole tree, so small arrays are read together.
+_GROUP_BYTES = 2**26
+
+
+def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
+    """The arrays of a checkpoint by path, none of them read yet.
+
+    Args:
+      folder: of one tree, or of one step of a ``CheckpointManager`` with one tree.
+
+    Returns:
+      The arrays.
+
+    Raises:
+      ValueError: if the folder is none of these, or orbax cannot read it.
+    """
+    # orbax tells of its own affairs on the way.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    folder = _tree_folder(folder.resolve())
+    specs = {}
+    paths = {}
+    for position, leaf in enumerate(_paths.named_leaves(_metadata(folder))):
+        shape, dtype = (getattr(leaf.value, name, None) for name in ("shape", "dtype"))
+        if shape is not None and dtype is not None:
+            specs[position] = Spec(tuple(shape), np.dtype(dtype))
+            paths[position] = leaf.path
+    return {
+        paths[position]: StoredArray(
+            specs[position], functools.partial(_read, folder, group, position)
+        )
+        for group in _groups(specs)
+        for position in group
+    }
+
+
+def _tree_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the tree in a folder of a step."""
+    if (folder / _TREE).exists():
+        return folder
+    below = sorted(file.parent.name for file in folder.glob(f"*/{_TREE}"))
+    if len(below) == 1:
+        return folder / below[0]
+    if below:
+        raise ValueError(f"holds the trees {below}; choose one: {folder / below[0]}.")
+    steps = sorted(
+        {file.parents[1].name for file in folder.glob(f"*/*/{_TREE}")},
+        key=lambda name: (len(name), name),
+    )
+    if steps:
+        raise ValueError(f"holds the steps {steps}; choose one: {folder / steps[-1]}.")
+    raise ValueError("is no checkpoint of orbax.")
+
+
+@functools.lru_cache(maxsize=2)
+def _metadata(folder: pathlib.Path) -> Any:
+    """The tree of a checkpoint, with metadata for leaves."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.metadata(folder).item_metadata
+    except Exception as error:  # orbax, tensorstore and etils have no common error
+        raise ValueError(f"orbax cannot read it: {_first_line(error)}.") from None
+    if found is None:
+        raise ValueError("orbax cannot read it: the metadata is damaged.")
+    return found.tree
+
+
+def _groups(specs: Mapping[int, Spec]) -> Iterator[tuple[int, ...]]:
+    """Neighbours to be read together."""
+    group: list[int] = []
+    nbytes = 0
+    for position, spec in specs.items():
+        if group and nbytes + spec.nbytes > _GROUP_BYTES:
+            yield tuple(group)
+            group, nbytes = [], 0
+        group.append(position)
+        nbytes += spec.nbytes
+    yield tuple(group)
+
+
+def _read(folder: pathlib.Path, group: tuple[int, ...], position: int) -> np.ndarray:
+    """One array of a group."""
+    if len(group) == 1:
+        return _restore(folder, group)[position]
+    return _restore_group(folder, group)[position]
+
+
+@functools.lru_cache(maxsize=1)
+def _restore_group(
+    folder: pathlib.Path, group: tuple[int, ...]
+) -> dict[int, np.ndarray]:
+    return _restore(folder, group)
+
+
+def _restore(folder: pathlib.Path, group: tuple[int, ...]) -> dict[int, np.ndarray]:
+    """Some of the arrays by position; the others are left where they are."""
+    import orbax.checkpoint as ocp
+
+    tree = _metadata(folder)
+    leaves = jax.tree.leaves(tree)
+    treedef: Any = jax.tree.structure(tree)
+    wanted = [ocp.PLACEHOLDER] * len(leaves)
+    for position in group:
+        leaf = leaves[position]
+        wanted[position] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    arguments = [ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            restored = checkpointer.restore(
+                folder,
+                args=ocp.args.PyTreeRestore(
+                    item=treedef.unflatten(wanted),
+                    restore_args=treedef.unflatten(arguments),
+                ),
+            )
+    except Exception as error:
+        message = f"{folder}: orbax cannot read it: {_first_line(error)}."
+        raise ValueError(message) from None
+    arrays = jax.tree.leaves(restored)
+    return {position: np.asarray(arrays[position]) for position in group}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

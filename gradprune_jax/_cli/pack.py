@@ -1,0 +1,93 @@
+"""``gradprune pack`` and ``unpack``: to a sparse file, and back."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import get_args
+
+import click
+
+from gradprune_jax import _safetensors, _sparse_file
+from gradprune_jax._cli import files, options
+from gradprune_jax._cli.checkpoints import CheckpointError, open_checkpoint
+from gradprune_jax._files import replacing
+
+
+@click.command()
+@click.argument("checkpoint", type=options.CHECKPOINT)
+@click.argument("out", type=options.FILE)
+@click.option(
+    "--layout",
+    type=click.Choice(get_args(_sparse_file.Layout)),
+    default="sparse-bitmask",
+    show_default=True,
+    help="Names and axes as here, in one file, or as PyTorch has them, in a folder.",
+)
+@click.option(
+    "--max-density",
+    type=float,
+    default=0.9,
+    show_default=True,
+    callback=options.fraction,
+    help="The fraction of non-zeros above which a parameter is stored dense.",
+)
+@options.params_path
+@options.as_json
+@options.force
+def pack(
+    checkpoint: pathlib.Path,
+    out: pathlib.Path,
+    layout: _sparse_file.Layout,
+    max_density: float,
+    params: str | None,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Write the parameters of CHECKPOINT to OUT as non-zeros and bit masks.
+
+    OUT is a safetensors file for gradprune_jax.export.load_sparse.
+    """
+    files.check_free(out, force)
+    opened = open_checkpoint(checkpoint, params)
+    dense = sum(array.spec.nbytes for array in opened.arrays.values())
+    with files.tracked(opened.named, checkpoint.name, passes=2) as arrays:
+        try:
+            _sparse_file.write_sparse(out, arrays, layout, max_density, overwrite=force)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
+    size = sum(file.stat().st_size for file in [out, *out.glob("*")] if file.is_file())
+    if as_json:
+        summary = {"file": str(out), "dense_bytes": dense, "bytes": size}
+        click.echo(json.dumps(summary | {"left_out": opened.left_out}))
+        return
+    files.say_left_out(opened)
+    click.echo(
+        f"Wrote {out}: {size:,} bytes, {100 * size / max(dense, 1):.1f} % of the dense "
+        f"{dense:,}"
+    )
+
+
+@click.command()
+@click.argument("checkpoint", type=options.CHECKPOINT)
+@click.argument("out", type=options.FILE)
+@options.as_json
+@options.force
+def unpack(
+    checkpoint: pathlib.Path, out: pathlib.Path, as_json: bool, force: bool
+) -> None:
+    """Write all arrays of CHECKPOINT, made by `pack`, to OUT as dense safetensors."""
+    files.check_free(out, force)
+    named = open_checkpoint(checkpoint, params="/").named
+    with files.tracked(named, checkpoint.name) as arrays:
+        specs = {name: array.spec for name, array in arrays.items()}
+        contents = ((name, array.read()) for name, array in arrays.items())
+        try:
+            with replacing(out) as temporary:
+                _safetensors.write(temporary, specs, contents, {})
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
+    if as_json:
+        click.echo(json.dumps({"file": str(out), "bytes": out.stat().st_size}))
+    else:
+        files.write_notice(out)

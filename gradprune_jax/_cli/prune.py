@@ -1,0 +1,153 @@
+"""``gradprune prune``: the selection of one mask update, on a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+import gradprune_jax as gp
+from gradprune_jax import _paths, _safetensors
+from gradprune_jax._cli import files, options, rows
+from gradprune_jax._cli.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    Path,
+    open_checkpoint,
+)
+from gradprune_jax._files import replacing
+from gradprune_jax._prune import select_masks
+from gradprune_jax._rules import selected_leaves
+from gradprune_jax._safetensors import StoredArray
+from gradprune_jax._table import Row, draw_table
+
+
+@click.command()
+@click.argument("checkpoint", type=options.CHECKPOINT)
+@click.argument("out", type=options.FILE)
+@options.rule_options
+@options.params_path
+@options.as_json
+@options.force
+def prune(
+    checkpoint: pathlib.Path,
+    out: pathlib.Path,
+    params: str | None,
+    as_json: bool,
+    force: bool,
+    **fields: Any,
+) -> None:
+    """Prune the parameters of CHECKPOINT at once, and write them to OUT.
+
+    CHECKPOINT is an orbax folder, safetensors, npz or Flax msgpack; OUT is a dense
+    safetensors file, which `gradprune pack` makes small. No training follows: start
+    from it with gradprune_jax.masks_from_params, or expect a loss of accuracy.
+    """
+    rule = options.rule(**fields)
+    files.check_free(out, force)
+    opened = open_checkpoint(checkpoint, params)
+    passes = 1 if rule.allocation == "uniform" else 2
+    counts: dict[str, int] = {}
+    with files.tracked(opened.arrays, checkpoint.name, passes) as arrays:
+        opened = dataclasses.replace(opened, arrays=arrays)
+        try:
+            pruned = _prune(rule, opened)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from None
+        with replacing(out) as temporary:
+            _safetensors.write(
+                temporary,
+                {name: array.spec for name, array in pruned.items()},
+                _counted(pruned, counts),
+                {},
+            )
+    table = [
+        Row(name, array.spec.shape, array.spec.dtype, counts[name])
+        for name, array in pruned.items()
+    ]
+    if as_json:
+        summary = {"file": str(out), "left_out": opened.left_out}
+        click.echo(json.dumps(summary | rows.as_dict(table)))
+        return
+    Console().print(draw_table(table))
+    files.say_left_out(opened)
+    files.write_notice(out)
+
+
+def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
+    """The arrays of a checkpoint by name, to be pruned when they are read.
+
+    Under uniform allocation a leaf needs no other. Else the masks come first, from all
+    leaves of the rule together, and each leaf is read once more.
+    """
+    leaves = _paths.named_leaves(checkpoint.shapes)
+    selected = [leaves[i].path for i in selected_leaves(rule, checkpoint.shapes)]
+    arrays = checkpoint.arrays
+    if rule.allocation == "uniform":
+        masks: Mapping[Path, Any] = dict.fromkeys(selected)
+    else:
+        masks = _masks(rule, {path: arrays[path] for path in selected})
+    pruned = {
+        path: StoredArray(
+            array.spec, functools.partial(_read_pruned, rule, array, masks[path])
+        )
+        if path in masks
+        else array
+        for path, array in arrays.items()
+    }
+    return dataclasses.replace(checkpoint, arrays=pruned).named
+
+
+def _masks(rule: gp.Rule, arrays: Mapping[Path, StoredArray]) -> dict[Path, np.ndarray]:
+    """The masks of leaves that are pruned together."""
+    with _wide_enough(arrays):
+        weights = [jnp.asarray(array.read()) for array in arrays.values()]
+        masks = [np.asarray(mask) for mask in select_masks(rule, weights)]
+    return dict(zip(arrays, masks, strict=True))
+
+
+def _read_pruned(
+    rule: gp.Rule, array: StoredArray, mask: np.ndarray | None
+) -> np.ndarray:
+    """A leaf with zeros where its mask is False; its own mask if none is given."""
+    values = array.read()
+    if mask is None:
+        alone: Path = ()
+        read = StoredArray(array.spec, lambda: values)
+        mask = _masks(rule, {alone: read})[alone]
+    return np.where(mask, values, np.zeros((), values.dtype))
+
+
+@contextlib.contextmanager
+def _wide_enough(arrays: Mapping[Path, StoredArray]) -> Iterator[None]:
+    """64-bit types in JAX, if an array has them: its weights are ranked as they are."""
+    if all(array.spec.dtype.itemsize < 8 for array in arrays.values()):
+        yield
+    elif hasattr(jax, "enable_x64"):
+        with jax.enable_x64(True):
+            yield
+    else:  # before JAX 0.8
+        import jax.experimental as experimental
+
+        with experimental.enable_x64():  # type: ignore[attr-defined]
+            yield
+
+
+def _counted(
+    arrays: Mapping[str, StoredArray], counts: dict[str, int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays as they are written, while their non-zeros are counted."""
+    for name, array in arrays.items():
+        values = array.read()
+        counts[name] = int(np.count_nonzero(values))
+        yield name, values
