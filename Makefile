@@ -4,13 +4,16 @@ VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-oldest lint format bench clean
+.PHONY: demo test test-oldest lint format docs bench clean
+
+# The theme has news of its own, which is no news of this project.
+export NO_MKDOCS_2_WARNING := 1
 
 demo: $(VENV)/installed-demo
 	$(BIN)/gradprune demo --force
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup gradprune_jax tests README.md
+	$(BIN)/python -m pytest -n 2 --dist loadgroup gradprune_jax tests docs README.md
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -o addopts="" tests
@@ -19,10 +22,14 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-test
+	$(BIN)/mkdocs serve
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.speed
@@ -37,7 +44,7 @@ $(VENV)/installed-demo: pyproject.toml
 
 $(VENV)/installed-test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint,docs]"
 	touch $@
 
 $(OLDEST)/installed: pyproject.toml tests/oldest.txt
