@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradprune_jax as gp
-from benchmarks import patterns, stored
+from benchmarks import inference, patterns, stored
 from benchmarks.program import Program
 from benchmarks.speed import mask_update, rivals, step, tables
 from gradprune_jax.demo.models import LinenNetwork
@@ -32,6 +32,13 @@ def test_a_case_is_measured_and_shown():
     assert "| mostly zero | 2 x 30 x 20 | bfloat16 |" in table
     assert f"| the optimizer alone | {10_000_000:,} |" in table
     assert json.loads(json.dumps(results)) is not None
+
+
+def test_sparse_products_are_measured_and_shown():
+    row = inference.measure((24, 16), batch=2, sparsity=0.75, repeats=1)
+    assert min(row["dense"], row["bcoo"], row["bcsr"]) > 0
+    results = {"products": [row], "repeats": 1} | stored.machine()
+    assert "| 24 x 16 | 2 | 75 % |" in inference.table(results)
 
 
 def test_the_rivals_make_the_same_mask():

@@ -34,22 +34,38 @@ def test_every_public_name_has_its_place_in_the_api():
     assert all(value.__doc__ for value in PUBLIC.values())
 
 
-def test_the_commands_run_as_they_are_written(tmp_path, monkeypatch):
-    text = (DOCS / "command_line.md").read_text()
-    (block,) = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    commands = [shlex.split(line, comments=True) for line in block.splitlines()]
+@pytest.mark.parametrize(
+    ("page", "checkpoint", "written"),
+    [
+        (
+            DOCS / "command_line.md",
+            "model.npz",
+            "blocks.safetensors dense.safetensors nm.safetensors packed.safetensors "
+            "pruned.safetensors report.png",
+        ),
+        (
+            DOCS.parent / "README.md",
+            "checkpoint",
+            "packed.safetensors pruned.safetensors report.png",
+        ),
+    ],
+)
+def test_commands_run_as_they_are_written(
+    tmp_path, monkeypatch, page, checkpoint, written
+):
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("gradprune ")]
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     arrays = {
         "Dense_0/kernel": rng.normal(size=(64, 32)).astype(np.float32),
         "Dense_0/bias": np.zeros(32, np.float32),
     }
-    np.savez("model.npz", **arrays)
-    for program, *arguments in filter(None, commands):
-        assert program == "gradprune"
+    with open(checkpoint, "wb") as file:
+        np.savez(file, **arrays)
+    for _, *arguments in commands:
         result = CliRunner().invoke(_cli.build(), arguments)
         assert result.exit_code == 0, (arguments, result.output)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("blocks.safetensors", "dense.safetensors", "model.npz", "nm.safetensors"),
-        *("packed.safetensors", "pruned.safetensors", "report.png"),
-    ]
+    found = {file.name for file in tmp_path.iterdir()}
+    assert found == {checkpoint, *written.split()}
