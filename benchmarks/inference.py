@@ -1,4 +1,4 @@
-"""Inference with sparse arrays: products of BCOO and BCSR kernels against dense ones."""
+"""Inference with sparse arrays: products of BCOO and BCSR against dense ones."""
 
 from __future__ import annotations
 
