@@ -1,4 +1,4 @@
-"""Pictures of schedules, sparsities, masks and trade-offs, with matplotlib.
+"""Curves and bars: schedules, sparsities, trade-offs and sensitivities.
 
 Every function returns a figure for ``figure.savefig``, tied to no window and to no
 global state; in a notebook it shows itself.
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
-from gradprune_jax._inspection import is_countable, sparsity
+from gradprune_jax._inspection import sparsity
 from gradprune_jax._masks import get_masks
 from gradprune_jax._pattern import group_kept
 from gradprune_jax._rules import Rule, as_rules
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 
 # Curves of a picture that have names in its legend.
 _MOST_NAMED = 10
-
-# Pixels along a side of a mask's image, and images in one picture.
-_MOST_PIXELS = 256
-_MOST_IMAGES = 12
 
 # What `metrics` puts before the path of a parameter.
 _PREFIX = "sparsity/"
@@ -69,7 +64,7 @@ def plot_schedule(
       >>> figure.axes[0].get_ylabel()
       'sparsity, %'
     """
-    figure, axes = _figure("plot_schedule")
+    figure, axes = new_figure("plot_schedule")
     rules = [rule for rule in as_rules(schedule_or_rules) if rule.schedule is not None]
     ends = [rule.schedule.end_step for rule in rules if rule.schedule is not None]
     if any(map(is_traced, ends)):
@@ -123,7 +118,7 @@ def plot_sparsity(fractions: Any, *, title: str | None = None) -> Figure:
     if has_state(fractions):
         fractions = get_masks(fractions)
     measured = fractions if _is_measured(fractions) else sparsity(fractions)
-    figure, axes = _figure("plot_sparsity", height=1 + 0.25 * (len(measured) + 1))
+    figure, axes = new_figure("plot_sparsity", height=1 + 0.25 * (len(measured) + 1))
     names = list(measured)
     axes.barh(names, [100 * float(measured[name]) for name in names], color="#1d4ed8")
     axes.invert_yaxis()  # the first parameter on top
@@ -132,61 +127,6 @@ def plot_sparsity(fractions: Any, *, title: str | None = None) -> Figure:
     axes.set_title(title or "Sparsity of each parameter")
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
-    return figure
-
-
-def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
-    """Draws masks as images: black where a weight is pruned, white where it is kept.
-
-    A leaf is a matrix of its last axis against all others. More than 256 rows or
-    columns are drawn as densities of equal blocks.
-
-    Args:
-      tree: masks, an optimizer's state, or parameters, of which non-zeros are kept;
-        plain or boxed. Leaves of one axis are left out.
-      title: a line above the picture.
-
-    Returns:
-      A figure for ``figure.savefig``, with the twelve largest leaves.
-
-    Raises:
-      ImportError: if matplotlib is not installed.
-      ValueError: if there is no leaf to draw.
-
-    Example:
-      >>> figure = plot_masks({"kernel": np.eye(4), "bias": np.ones(4)})
-      >>> [axes.get_title() for axes in figure.axes]
-      ['kernel (4x4), 75.0 %']
-    """
-    if has_state(tree):
-        tree = get_masks(tree)
-    leaves = [
-        leaf
-        for leaf in _paths.named_leaves(tree)
-        if is_countable(leaf.value) and np.ndim(leaf.value) >= 2 and np.size(leaf.value)
-    ]
-    if not leaves:
-        raise ValueError("there is no mask or parameter of two or more axes to draw.")
-    largest = sorted(leaves, key=lambda leaf: -np.size(leaf.value))[:_MOST_IMAGES]
-    drawn = [leaf for leaf in leaves if any(leaf is each for each in largest)]
-    columns = min(len(drawn), 4)
-    rows = math.ceil(len(drawn) / columns)
-    figure, _ = _figure("plot_masks", width=3 * columns, height=3 * rows, axes=False)
-    grid = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-    for axes in grid[len(drawn) :]:
-        axes.remove()
-    for axes, leaf in zip(grid, drawn, strict=False):
-        mask = np.asarray(leaf.value) != 0
-        shape = "x".join(map(str, mask.shape))
-        matrix = mask.reshape(-1, mask.shape[-1])
-        image = _densities(_densities(matrix.astype(np.float32)).T).T
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        pruned = 100 * (1 - mask.mean())
-        axes.set_title(f"{leaf.name} ({shape}), {pruned:.1f} %", fontsize="x-small")
-        axes.set_xticks([])
-        axes.set_yticks([])
-    if title is not None:
-        figure.suptitle(title)
     return figure
 
 
@@ -218,7 +158,7 @@ def plot_tradeoff(
       >>> figure.axes[0].get_xlabel()
       'non-zero parameters'
     """
-    figure, axes = _figure("plot_tradeoff", width=7, height=4.4)
+    figure, axes = new_figure("plot_tradeoff", width=7, height=4.4)
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     for curve, (label, points) in enumerate(curves.items()):
@@ -281,7 +221,7 @@ def plot_sensitivity(result: Sensitivity, *, title: str | None = None) -> Figure
       >>> figure.axes[0].get_xlabel()
       'sparsity, %'
     """
-    figure, axes = _figure("plot_sensitivity")
+    figure, axes = new_figure("plot_sensitivity")
     order = np.argsort(result.sparsities)
     percent = 100 * np.asarray(result.sparsities)[order]
     rises = np.nan_to_num(result.losses, nan=np.inf).max(axis=1, initial=-np.inf)
@@ -301,7 +241,7 @@ def plot_sensitivity(result: Sensitivity, *, title: str | None = None) -> Figure
     return figure
 
 
-def _figure(
+def new_figure(
     caller: str, width: float = 8, height: float = 5, axes: bool = True
 ) -> tuple[Figure, Any]:
     """A figure of its own, with one picture in it unless the caller divides it."""
@@ -339,7 +279,7 @@ def _plot_over_time(logged: Sequence[Mapping[str, Any]], title: str | None) -> F
         raise ValueError(
             "there are no metrics to draw; log some: gradprune_jax.metrics."
         )
-    figure, axes = _figure("plot_sparsity")
+    figure, axes = new_figure("plot_sparsity")
     counts = [int(each["count"]) for each in logged]
     curves = {
         name.removeprefix(_PREFIX): [100 * float(each[name]) for each in logged]
@@ -361,11 +301,3 @@ def _plot_over_time(logged: Sequence[Mapping[str, Any]], title: str | None) -> F
     axes.grid(color="0.9")
     axes.legend(fontsize="small")
     return figure
-
-
-def _densities(matrix: np.ndarray) -> np.ndarray:
-    """The means of equal blocks of rows, so many that there are at most 256."""
-    length = math.ceil(len(matrix) / _MOST_PIXELS)
-    starts = np.arange(0, len(matrix), length)
-    counts = np.diff([*starts, len(matrix)])
-    return np.add.reduceat(matrix, starts, axis=0) / counts[:, None]

@@ -3,7 +3,7 @@
 Needs the extra ``report``: ``pip install "gradprune_jax[report]"``.
 """
 
-from gradprune_jax._plots import plot_masks as plot_masks
+from gradprune_jax._mask_images import plot_masks as plot_masks
 from gradprune_jax._plots import plot_schedule as plot_schedule
 from gradprune_jax._plots import plot_sensitivity as plot_sensitivity
 from gradprune_jax._plots import plot_sparsity as plot_sparsity

@@ -21,8 +21,8 @@ from gradprune_jax._cli import orbax_folder
 from gradprune_jax._cli.checkpoints import (
     CheckpointError,
     open_checkpoint,
-    open_shapes,
 )
+from gradprune_jax._cli.shapes import open_shapes
 
 PARAMS = {
     "Dense_0": {

@@ -8,20 +8,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
-import math
 import mmap
 import pathlib
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax import _sparse_file
 from gradprune_jax._cli import orbax_folder
+from gradprune_jax._load_sparse import open_sparse
 from gradprune_jax._safetensors import Spec, StoredArray
 
 Path = tuple[str, ...]
@@ -91,7 +88,7 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
         elif zipfile.is_zipfile(file):
             arrays = _open_npz(file)
         elif _begins_like_safetensors(file):
-            named = _sparse_file.open_sparse(file)
+            named = open_sparse(file)
             if not any("/" in name for name in named):
                 separator = "."  # as PyTorch names its parameters
             arrays = {tuple(name.split(separator)): named[name] for name in named}
@@ -107,31 +104,6 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
     own = dict(sorted(_below(file, arrays, prefix).items()))
     left_out = {path[0] for path in arrays if path[: len(prefix)] != prefix}
     return Checkpoint(file, own, tuple(sorted(left_out)), separator)
-
-
-def open_shapes(file: pathlib.Path) -> dict[str, Any]:
-    """The tree of shapes that a JSON file lists, or that a checkpoint's arrays have.
-
-    In JSON a shape is a list of integers, of float32, or an object with `shape` and
-    `dtype`, at a path of keys or under one name of keys joined by ``/``.
-    """
-    if not file.is_file() or file.suffix.lower() != ".json":
-        return open_checkpoint(file).shapes
-    try:
-        document = json.loads(file.read_bytes())
-        if not isinstance(document, dict):
-            raise ValueError("but a JSON " + type(document).__name__)
-        found = dict(_walk(document, is_leaf=_is_shape))
-        shapes = {
-            tuple("/".join(path).split("/")): _shape(path, leaf)
-            for path, leaf in found.items()
-        }
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f'{file}: is no list of shapes, {error}; it must be like {{"Dense_0": '
-            '{"kernel": [784, 10], "bias": {"shape": [10], "dtype": "bfloat16"}}}.'
-        ) from None
-    return nested(file, shapes)
 
 
 def nested(file: pathlib.Path, leaves: Mapping[Path, Any]) -> dict[str, Any]:
@@ -217,18 +189,20 @@ def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:
             Spec(np.shape(leaf), np.dtype(leaf.dtype)),
             functools.partial(np.asarray, leaf),
         )
-        for path, leaf in _walk(tree)
+        for path, leaf in walk(tree)
         if hasattr(leaf, "dtype")
     }
 
 
-def _walk(node: Any, above: Path = (), is_leaf: Any = None) -> Iterable[Any]:
+def walk(
+    node: Any, above: Path = (), is_leaf: Callable[[Any], bool] | None = None
+) -> Iterator[tuple[Path, Any]]:
     """The leaves of nested dicts with their paths."""
     if not isinstance(node, dict) or (is_leaf is not None and is_leaf(node)):
         yield above, node
         return
     for key, below in node.items():
-        yield from _walk(below, (*above, str(key)), is_leaf)
+        yield from walk(below, (*above, str(key)), is_leaf)
 
 
 def _without_boxes(arrays: Mapping[Path, StoredArray]) -> dict[Path, StoredArray]:
@@ -291,22 +265,3 @@ def _find_parameters(file: pathlib.Path, arrays: Iterable[Path]) -> Path:
             f"it; say with --params where the parameters are, of {places}."
         )
     return ()
-
-
-def _is_shape(node: Any) -> bool:
-    """Whether a node of the JSON is an array's shape and dtype."""
-    return set(node) == {"shape", "dtype"} and isinstance(node["shape"], list)
-
-
-def _shape(path: Path, written: Any) -> jax.ShapeDtypeStruct:
-    """A shape from what JSON holds."""
-    shape, dtype = written, "float32"
-    if isinstance(written, dict):
-        shape, dtype = written["shape"], written["dtype"]
-    if not isinstance(shape, list) or not all(
-        type(length) is int and length >= 0 for length in shape
-    ):
-        raise ValueError(f"the shape of {'/'.join(path)!r} is {shape!r}")
-    if math.prod(shape) >= 2**48:
-        raise ValueError(f"{'/'.join(path)!r} of shape {shape} has 2^48 weights")
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))

@@ -8,10 +8,11 @@ from typing import get_args
 
 import click
 
-from gradprune_jax import _safetensors, _sparse_file
+from gradprune_jax import _safetensors
 from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import CheckpointError, open_checkpoint
 from gradprune_jax._files import replacing
+from gradprune_jax._save_sparse import Layout, write_sparse
 
 
 @click.command()
@@ -19,7 +20,7 @@ from gradprune_jax._files import replacing
 @click.argument("out", type=options.FILE)
 @click.option(
     "--layout",
-    type=click.Choice(get_args(_sparse_file.Layout)),
+    type=click.Choice(get_args(Layout)),
     default="sparse-bitmask",
     show_default=True,
     help="Names and axes as here, in one file, or as PyTorch has them, in a folder.",
@@ -38,7 +39,7 @@ from gradprune_jax._files import replacing
 def pack(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
-    layout: _sparse_file.Layout,
+    layout: Layout,
     max_density: float,
     params: str | None,
     as_json: bool,
@@ -53,7 +54,7 @@ def pack(
     dense = sum(array.spec.nbytes for array in opened.arrays.values())
     with files.tracked(opened.named, checkpoint.name, passes=2) as arrays:
         try:
-            _sparse_file.write_sparse(out, arrays, layout, max_density, overwrite=force)
+            write_sparse(out, arrays, layout, max_density, overwrite=force)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint}: {error}") from None
     size = sum(file.stat().st_size for file in [out, *out.glob("*")] if file.is_file())

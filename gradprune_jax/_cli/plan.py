@@ -10,7 +10,8 @@ import click
 
 import gradprune_jax as gp
 from gradprune_jax._cli import options
-from gradprune_jax._cli.checkpoints import CheckpointError, open_shapes
+from gradprune_jax._cli.checkpoints import CheckpointError
+from gradprune_jax._cli.shapes import open_shapes
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Sparse files: parameters in safetensors, sparse ones as non-zeros and a bit mask."""
+"""Writing of sparse files: safetensors with non-zeros and bit masks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 from gradprune_jax import _bitmask, _paths, _safetensors, _torch_layout
 from gradprune_jax._checks import check_fraction, is_traced
 from gradprune_jax._files import check_free, replacing
+from gradprune_jax._load_sparse import SPARSE
 from gradprune_jax._safetensors import Spec, StoredArray
 
 Layout = Literal["sparse-bitmask", "compressed-tensors"]
@@ -24,7 +25,6 @@ Layout = Literal["sparse-bitmask", "compressed-tensors"]
 _PARTS = _bitmask.Bitmask._fields
 _LAYOUT = "gradprune_jax.layout"
 _VERSION = "gradprune_jax.version"
-_SPARSE = "gradprune_jax.sparse"
 _MODEL, _CONFIG = "model.safetensors", "config.json"
 
 
@@ -64,42 +64,14 @@ def save_sparse(
 
     Example:
       >>> import tempfile
+      >>> from gradprune_jax import export
       >>> params = {"dense": {"kernel": np.eye(64, dtype=np.float32)}}
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     save_sparse(f"{folder}/model.safetensors", params)
-      ...     loaded = load_sparse(f"{folder}/model.safetensors")
+      ...     loaded = export.load_sparse(f"{folder}/model.safetensors")
       >>> np.testing.assert_array_equal(loaded["dense"]["kernel"], np.eye(64))
     """
     write_sparse(pathlib.Path(path), _stored(params), layout, max_density, overwrite)
-
-
-def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
-    """Reads what :func:`save_sparse` wrote, to the last bit.
-
-    Args:
-      path: of the file. A safetensors file of dense arrays is read too.
-      like: parameters, or their shapes, whose tree, boxes and shardings the result
-        takes on. None makes nested dicts of NumPy arrays, by splitting names at ``/``.
-
-    Returns:
-      The parameters: arrays in the tree of `like`, NumPy's where it has NumPy's and
-      JAX's elsewhere; or NumPy arrays in dicts.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ImportError: if safetensors is not installed.
-      ValueError: if the file is damaged or of another format, or does not fit `like`;
-        naming the file and the array.
-
-    Example:
-      >>> load_sparse("no/such/file")
-      Traceback (most recent call last):
-      ...
-      FileNotFoundError: no/such/file: is no file.
-    """
-    file = pathlib.Path(path)
-    arrays = {name: stored.read() for name, stored in open_sparse(file).items()}
-    return _nested(file, arrays) if like is None else _restored(file, arrays, like)
 
 
 def write_sparse(
@@ -134,25 +106,6 @@ def write_sparse(
         config = _torch_layout.config(int(weights), contents.nonzero, sparse)
         with replacing(files[1]) as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def open_sparse(file: pathlib.Path) -> dict[str, StoredArray]:
-    """The arrays of a sparse or dense file by name, none of them read yet."""
-    stored, metadata = _safetensors.open_file(file)
-    sparse = _sparse_names(file, metadata, list(stored))
-    parts = {f"{name}.{part}" for name in sparse for part in _PARTS}
-    arrays = {name: each for name, each in stored.items() if name not in parts}
-    for name in sparse:
-        read = functools.partial(_decompress, file, name, stored)
-        shape = stored[f"{name}.shape"].read()
-        try:
-            spec = Spec(
-                _bitmask.checked_shape(shape), stored[f"{name}.compressed"].spec.dtype
-            )
-        except ValueError as error:
-            raise _damaged(file, name, error) from None
-        arrays[name] = StoredArray(spec, read)
-    return arrays
 
 
 def _stored(params: Any) -> dict[str, StoredArray]:
@@ -255,87 +208,4 @@ def _packed_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
 def _metadata(layout: Layout, sparse: list[str]) -> dict[str, str]:
     from gradprune_jax import __version__
 
-    return {_LAYOUT: layout, _VERSION: __version__, _SPARSE: json.dumps(sparse)}
-
-
-def _sparse_names(
-    file: pathlib.Path, metadata: Mapping[str, str], names: list[str]
-) -> list[str]:
-    """The names of sparse arrays, by the file's own word or by their parts."""
-    if _SPARSE in metadata:
-        try:
-            sparse = [str(name) for name in json.loads(metadata[_SPARSE])]
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"{file}: its metadata {_SPARSE!r} is no JSON list of names; write the "
-                "file again."
-            ) from None
-    else:
-        ending = f".{_PARTS[0]}"
-        stems = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-        sparse = [stem for stem in stems if f"{stem}.bitmask" in names]
-    for name in sparse:
-        for part in _PARTS:
-            if f"{name}.{part}" not in names:
-                raise ValueError(
-                    f"{file}: {name!r} is stored sparse, but lacks {name}.{part}; "
-                    "write the file again."
-                )
-    return sparse
-
-
-def _decompress(
-    file: pathlib.Path, name: str, stored: Mapping[str, StoredArray]
-) -> np.ndarray:
-    """One sparse array."""
-    parts = (stored[f"{name}.{part}"].read() for part in _PARTS)
-    try:
-        return _bitmask.decompress(_bitmask.Bitmask(*parts))
-    except ValueError as error:
-        raise _damaged(file, name, error) from None
-
-
-def _damaged(file: pathlib.Path, name: str, error: ValueError) -> ValueError:
-    return ValueError(f"{file}: {name!r} is damaged, {error}; write the file again.")
-
-
-def _nested(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dicts, from names whose keys are joined by `/`."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *above, last = name.split("/")
-        node = tree
-        for key in above:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
-                raise ValueError(
-                    f"{file}: {name!r} lies below another array; give `like`."
-                )
-        node[last] = array
-    return tree
-
-
-def _restored(file: pathlib.Path, arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The arrays in the tree of parameters of the same names, shapes and dtypes."""
-    leaves = _paths.named_leaves(like)
-    wanted = [leaf.name for leaf in leaves]
-    missing = sorted(set(wanted) - set(arrays))
-    extra = sorted(set(arrays) - set(wanted))
-    if missing or extra:
-        which = f"lacks {missing}" if missing else f"has {extra} besides"
-        raise ValueError(f"{file}: does not fit the parameters, it {which}.")
-    restored = []
-    for leaf in leaves:
-        array = arrays[leaf.name]
-        shape = np.shape(leaf.value)
-        dtype = leaf.value.dtype if hasattr(leaf.value, "dtype") else array.dtype
-        if (array.shape, array.dtype) != (shape, dtype):
-            raise ValueError(
-                f"{file}: {leaf.name!r} is {array.dtype} of shape {array.shape}, where "
-                f"the parameters have {dtype} of {shape}."
-            )
-        if not isinstance(leaf.value, np.ndarray):  # float64 stays only in NumPy
-            array = jax.device_put(array, getattr(leaf.value, "sharding", None))
-        restored.append(array)
-    treedef: Any = jax.tree.structure(like)
-    return treedef.unflatten(restored)
+    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: json.dumps(sparse)}
