@@ -188,6 +188,7 @@ def plot_tradeoff(
                 color=color,
             )
     axes.set_xscale("log")
+    axes.margins(x=0.1)  # room for the names of the last points
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())

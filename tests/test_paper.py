@@ -198,8 +198,14 @@ def test_what_is_said_is_computed():
         "error 3.10 against 4.10, interpolated.",
         "Large-sparse (99.9 %, 0.001 M non-zeros) has 10.0 times fewer non-zeros than "
         "the smallest dense network (small) and is worse: error 7.00 against 6.10.",
-        "With 10 times fewer non-zeros (0.1 M) than the dense network (dense), error "
-        "is 3.10, interpolated: +1.00.",
+        "With 10 times fewer non-zeros (0.1 M) than the dense network (dense): error "
+        "3.10, interpolated, +1.00.",
+    ]
+    assert tradeoff.statements(LINE, rows[:1]) == []
+    fewest = [rows[0], make_row("80 %", 200_000, [2.5], is_sparse=True)]
+    assert tradeoff.statements(LINE, fewest) == [
+        "With 5 times fewer non-zeros (0.2 M) than the dense network (dense): error "
+        "2.50, +0.40.",
     ]
     better = Metric("error", "score", "%", lower_is_better=False)
     said = tradeoff.statements(dataclasses.replace(LINE, metric=better), rows)

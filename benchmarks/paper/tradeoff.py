@@ -97,12 +97,13 @@ def statements(study: Study, table: Sequence[Row]) -> list[str]:
 
     Returns:
       A sentence for each pruned network that a dense one can be compared with, and one
-      for the loss at ten times fewer non-zeros.
+      for the loss at ten times fewer non-zeros, or at the fewest if that is beyond.
     """
     dense, sparse = curves(study, table)
     compared = sparse[1:] if len(dense) > 1 else []
     said = [_beside_dense(study.metric, row, dense) for row in compared]
-    said.append(_at_fewer(study.metric, sparse))
+    if len(sparse) > 1:
+        said.append(_at_fewer(study.metric, sparse))
     return [sentence for sentence in said if sentence]
 
 
@@ -134,17 +135,18 @@ def _beside_dense(metric: Metric, row: Row, dense: Sequence[Row]) -> str:
 
 
 def _at_fewer(metric: Metric, sparse: Sequence[Row]) -> str:
-    """What the dense network loses with ten times fewer non-zeros."""
-    reference = sparse[0]
+    """What the dense network loses with ten times fewer non-zeros, or the fewest."""
+    reference, *_, smallest = sparse
     nonzero = reference.nonzero / _FEWER
     value = _at(sparse, nonzero, metric.name)
+    how = ", interpolated"
     if value is None:
-        return ""
+        nonzero, value, how = smallest.nonzero, smallest.mean(metric.name), ""
     change = value - reference.mean(metric.name)
     return (
-        f"With {_FEWER} times fewer non-zeros ({_millions(nonzero)}) than the dense "
-        f"network ({reference.name}), {metric.title} is {metric.show(value)}, "
-        f"interpolated: {change:+.2f}."
+        f"With {reference.nonzero / nonzero:.3g} times fewer non-zeros "
+        f"({_millions(nonzero)}) than the dense network ({reference.name}): "
+        f"{metric.title} {metric.show(value)}{how}, {change:+.2f}."
     )
 
 
