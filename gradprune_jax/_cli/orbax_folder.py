@@ -77,7 +77,8 @@ def _metadata(folder: pathlib.Path) -> Any:
 
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            found = checkpointer.metadata(folder).item_metadata
+            found = checkpointer.metadata(folder)
+            found = getattr(found, "item_metadata", found)  # older: the tree alone
     except Exception as error:  # orbax, tensorstore and etils have no common error
         raise ValueError(f"orbax cannot read it: {_first_line(error)}.") from None
     if found is None:
