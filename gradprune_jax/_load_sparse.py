@@ -46,12 +46,14 @@ def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
       FileNotFoundError: no/such/file: is no file.
     """
     file = pathlib.Path(path)
-    arrays = {name: stored.read() for name, stored in open_sparse(file).items()}
+    arrays = {name: stored.read() for name, stored in open_sparse(file)[0].items()}
     return _nested(file, arrays) if like is None else _restored(file, arrays, like)
 
 
-def open_sparse(file: pathlib.Path) -> dict[str, StoredArray]:
-    """The arrays of a sparse or dense file by name, none of them read yet."""
+def open_sparse(
+    file: pathlib.Path,
+) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """The arrays of a sparse or dense file by name, not read yet, and its metadata."""
     stored, metadata = _safetensors.open_file(file)
     sparse = _sparse_names(file, metadata, list(stored))
     parts = {f"{name}.{part}" for name in sparse for part in _PARTS}
@@ -66,7 +68,7 @@ def open_sparse(file: pathlib.Path) -> dict[str, StoredArray]:
         except ValueError as error:
             raise _damaged(file, name, error) from None
         arrays[name] = StoredArray(spec, read)
-    return arrays
+    return arrays, metadata
 
 
 def _sparse_names(
@@ -119,9 +121,11 @@ def _nested(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> dict[str, A
         for key in above:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                raise ValueError(
-                    f"{file}: {name!r} lies below another array; give `like`."
-                )
+                break
+        if not isinstance(node, dict) or last in node:
+            raise ValueError(
+                f"{file}: {name!r} lies above or below another array; give `like`."
+            )
         node[last] = array
     return tree
 
@@ -145,7 +149,9 @@ def _restored(file: pathlib.Path, arrays: Mapping[str, np.ndarray], like: Any) -
                 f"{file}: {leaf.name!r} is {array.dtype} of shape {array.shape}, where "
                 f"the parameters have {dtype} of {shape}."
             )
-        if not isinstance(leaf.value, np.ndarray):  # float64 stays only in NumPy
+        # What JAX would narrow, such as float64, stays as it is in NumPy.
+        is_narrowed = jax.dtypes.canonicalize_dtype(dtype) != dtype
+        if not isinstance(leaf.value, np.ndarray | np.generic) and not is_narrowed:
             array = jax.device_put(array, getattr(leaf.value, "sharding", None))
         restored.append(array)
     treedef: Any = jax.tree.structure(like)

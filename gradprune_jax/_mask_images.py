@@ -10,7 +10,7 @@ import numpy as np
 from gradprune_jax import _paths
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._masks import get_masks
-from gradprune_jax._plots import new_figure
+from gradprune_jax._plots import new_figure, plain
 from gradprune_jax._table import has_state
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
         image = _densities(_densities(matrix.astype(np.float32)).T).T
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         pruned = 100 * (1 - mask.mean())
-        axes.set_title(f"{leaf.name} ({shape}), {pruned:.1f} %", fontsize="x-small")
+        axes.set_title(
+            f"{plain(leaf.name)} ({shape}), {pruned:.1f} %", fontsize="x-small"
+        )
         axes.set_xticks([])
         axes.set_yticks([])
     if title is not None:

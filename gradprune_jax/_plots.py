@@ -78,7 +78,7 @@ def plot_schedule(
             [0, *steps, max(last, steps[-1])],
             100 * np.array([0, *values, values[-1]]),  # dense before the first
             where="post",
-            label=str(rule),
+            label=plain(str(rule)),
         )[0]
         axes.plot(steps, 100 * values, ".", color=line.get_color(), markersize=4)
     axes.set_xlabel("step")
@@ -113,14 +113,20 @@ def plot_sparsity(fractions: Any, *, title: str | None = None) -> Figure:
       >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
       [0.0, 50.0, 25.0]
     """
-    if isinstance(fractions, Sequence) and all("count" in each for each in fractions):
+    if isinstance(fractions, Sequence) and all(
+        isinstance(each, Mapping) and "count" in each for each in fractions
+    ):
         return _plot_over_time(fractions, title)
     if has_state(fractions):
         fractions = get_masks(fractions)
     measured = fractions if _is_measured(fractions) else sparsity(fractions)
     figure, axes = new_figure("plot_sparsity", height=1 + 0.25 * (len(measured) + 1))
     names = list(measured)
-    axes.barh(names, [100 * float(measured[name]) for name in names], color="#1d4ed8")
+    axes.barh(
+        list(map(plain, names)),
+        [100 * float(measured[name]) for name in names],
+        color="#1d4ed8",
+    )
     axes.invert_yaxis()  # the first parameter on top
     axes.set_xlim(0, 100)
     axes.set_xlabel("sparsity, %")
@@ -229,7 +235,7 @@ def plot_sensitivity(result: Sensitivity, *, title: str | None = None) -> Figure
     named = set(np.argsort(-rises, kind="stable")[:_MOST_NAMED])
     for i, (path, losses) in enumerate(zip(result.paths, result.losses, strict=True)):
         style: dict[str, Any] = (
-            {"label": path, "marker": "o", "markersize": 3}
+            {"label": plain(path), "marker": "o", "markersize": 3}
             if i in named
             else {"color": "0.8", "zorder": 1}
         )
@@ -254,6 +260,11 @@ def new_figure(
         ) from None
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots() if axes else None
+
+
+def plain(name: str) -> str:
+    """A name as it is: matplotlib reads what stands between dollars as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _curve(rule: Rule) -> tuple[list[int], np.ndarray]:
@@ -291,7 +302,9 @@ def _plot_over_time(logged: Sequence[Mapping[str, Any]], title: str | None) -> F
     sparsest = sorted(curves, key=lambda name: -curves[name][-1])[:_MOST_NAMED]
     for name, values in curves.items():
         style: dict[str, Any] = (
-            {"label": name} if name in sparsest else {"color": "0.8", "zorder": 1}
+            {"label": plain(name)}
+            if name in sparsest
+            else {"color": "0.8", "zorder": 1}
         )
         axes.plot(counts, values, drawstyle="steps-post", **style)
     if total is not None:

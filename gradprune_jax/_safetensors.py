@@ -128,7 +128,7 @@ def write(
       ValueError: if safetensors has no such dtype, or an array is not what its spec
         says.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     places = {}
     end = 0
     # Wide elements first, so that each array is aligned, as readers that map the file

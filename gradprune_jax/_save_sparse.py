@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -52,7 +53,8 @@ def save_sparse(
         that reads sparse models) expects of PyTorch: ``Dense_0/kernel`` of shape
         (in, out) becomes ``Dense_0.weight`` of shape (out, in), kernels of
         convolutions go from HWIO to OIHW, ``embedding`` and ``scale`` become
-        ``weight``, and of a sparse array the name is without ``.weight``.
+        ``weight``, and of a sparse array the name is without ``.weight``. Kernels of
+        attention, (in, heads, dim), have no counterpart and are refused: reshape them.
       max_density: the fraction of non-zeros above which a leaf is stored dense, 0 to 1.
       overwrite: whether a file of that name may be replaced.
 
@@ -80,10 +82,14 @@ def write_sparse(
     layout: Layout = "sparse-bitmask",
     max_density: float = 0.9,
     overwrite: bool = False,
-) -> None:
+    metadata: Mapping[str, str] | None = None,
+) -> list[pathlib.Path]:
     """Writes arrays as :func:`save_sparse` does, with one of them in memory at a time.
 
     Each is read twice: its non-zeros must be counted before any has its place.
+
+    Returns:
+      The files that were written.
     """
     if layout not in get_args(Layout):
         raise ValueError(f"layout is {layout!r}; it must be one of {get_args(Layout)}.")
@@ -95,17 +101,31 @@ def write_sparse(
     if for_torch:
         arrays = _torch_layout.as_torch(arrays)
     contents = _Contents.of(arrays, max_density, ".weight" if for_torch else "")
-    metadata = _metadata(layout, list(contents.packed.values()))
-    if for_torch:
-        file.mkdir(parents=True, exist_ok=True)
-    with replacing(files[0]) as temporary:
-        _safetensors.write(temporary, contents.specs, contents.read(), metadata)
-    if for_torch:
-        weights = sum(np.prod(each.spec.shape, dtype=int) for each in arrays.values())
-        sparse = sorted(contents.packed.values())
-        config = _torch_layout.config(int(weights), contents.nonzero, sparse)
-        with replacing(files[1]) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
+    metadata = {**(metadata or {}), **_metadata(layout, contents.packed.values())}
+    with contextlib.ExitStack() as renamed:
+        # Both are written before either takes its place.
+        model = _place(renamed, files[0], for_torch)
+        if for_torch:
+            config = renamed.enter_context(replacing(files[1]))
+            config.write_text(json.dumps(_config(contents), indent=2) + "\n")
+        _safetensors.write(model, contents.specs, contents.read(), metadata)
+    return files
+
+
+def _place(
+    renamed: contextlib.ExitStack, file: pathlib.Path, in_folder: bool
+) -> pathlib.Path:
+    """A temporary file, in a folder that is made for it if it has one of its own."""
+    if in_folder:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return renamed.enter_context(replacing(file))
+
+
+def _config(contents: _Contents) -> dict[str, Any]:
+    """What stands beside the file for compressed-tensors."""
+    sizes = (np.prod(each.spec.shape, dtype=int) for each in contents.arrays.values())
+    sparse = sorted(contents.packed.values())
+    return _torch_layout.config(int(sum(sizes)), contents.nonzero, sparse)
 
 
 def _stored(params: Any) -> dict[str, StoredArray]:
@@ -205,7 +225,7 @@ def _packed_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
     }
 
 
-def _metadata(layout: Layout, sparse: list[str]) -> dict[str, str]:
+def _metadata(layout: Layout, sparse: Iterable[str]) -> dict[str, str]:
     from gradprune_jax import __version__
 
-    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: json.dumps(sparse)}
+    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: json.dumps(list(sparse))}

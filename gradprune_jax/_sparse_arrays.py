@@ -41,7 +41,7 @@ def to_bcoo(params: Any, *, max_density: float = 0.5) -> Any:
       >>> print(sparse_params["kernel"] @ jnp.ones(2))
       [2. 0.]
     """
-    return _map_sparse(sparse.BCOO.fromdense, params, max_density, most_axes=None)
+    return _map_sparse(_bcoo, params, max_density, most_axes=None)
 
 
 def to_bcsr(params: Any, *, max_density: float = 0.5) -> Any:
@@ -62,7 +62,7 @@ def to_bcsr(params: Any, *, max_density: float = 0.5) -> Any:
       >>> to_bcsr({"kernel": jnp.array([[0.0, 2.0], [0.0, 0.0]])})["kernel"]
       BCSR(float32[2, 2], nse=1)
     """
-    return _map_sparse(sparse.BCSR.fromdense, params, max_density, most_axes=2)
+    return _map_sparse(_bcsr, params, max_density, most_axes=2)
 
 
 def _map_sparse(
@@ -71,7 +71,7 @@ def _map_sparse(
     max_density: float,
     most_axes: int | None,
 ) -> Any:
-    """The tree with `convert(leaf, nse=...)` in place of sparse weights."""
+    """The tree with `convert(array)` in place of sparse weights."""
     check_fraction("max_density", max_density)
     leaves = []
     for leaf in _paths.named_leaves(params):
@@ -83,9 +83,24 @@ def _map_sparse(
         leaves.append(leaf.value)
         if not hasattr(leaf.value, "shape") or not is_weight(leaf.path, leaf.value):
             continue
-        nonzero = int(np.count_nonzero(np.asarray(leaf.value)))
-        is_matrix = most_axes is None or leaf.value.ndim <= most_axes
-        if is_matrix and nonzero <= max_density * leaf.value.size:
-            leaves[-1] = convert(jnp.asarray(leaf.value), nse=nonzero)
+        array = np.asarray(leaf.value)
+        is_matrix = most_axes is None or array.ndim <= most_axes
+        if is_matrix and np.count_nonzero(array) <= max_density * array.size:
+            leaves[-1] = convert(array)
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten(leaves)
+
+
+def _bcoo(array: np.ndarray) -> sparse.BCOO:
+    """The non-zeros found by NumPy: XLA takes the smallest numbers for zeros."""
+    places = np.nonzero(array)
+    return sparse.BCOO(
+        (jnp.asarray(array[places]), jnp.asarray(np.stack(places, -1), jnp.int32)),
+        shape=array.shape,
+        indices_sorted=True,
+        unique_indices=True,
+    )
+
+
+def _bcsr(array: np.ndarray) -> sparse.BCSR:
+    return sparse.BCSR.from_bcoo(_bcoo(array))

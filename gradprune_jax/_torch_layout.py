@@ -12,6 +12,9 @@ from gradprune_jax._safetensors import Spec, StoredArray
 
 _WEIGHTS = ("kernel", "embedding", "scale")
 
+# Of Flax's attention; other kernels of three axes are those of 1-D convolutions.
+_ATTENTION = (["query"], ["key"], ["value"], ["out"])
+
 
 def as_torch(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
     """Arrays under PyTorch's names, with the axes in PyTorch's order.
@@ -27,7 +30,7 @@ def as_torch(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
       The arrays, to be turned when they are read.
 
     Raises:
-      ValueError: if two arrays would have one name.
+      ValueError: if two arrays would have one name, or a kernel is attention's.
     """
     turned: dict[str, StoredArray] = {}
     for name, array in arrays.items():
@@ -36,6 +39,11 @@ def as_torch(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
         if new in turned:
             raise ValueError(f"{name!r} and another array would both be {new!r}.")
         shape = array.spec.shape
+        if last == "kernel" and len(shape) == 3 and above[-1:] in _ATTENTION:
+            raise ValueError(
+                f"{name!r} of shape {shape} has heads, which no weight of PyTorch has; "
+                "reshape it to (in, out)."
+            )
         if last == "kernel" and len(shape) >= 2:
             array = StoredArray(
                 Spec((shape[-1], shape[-2], *shape[:-2]), array.spec.dtype),

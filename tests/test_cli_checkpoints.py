@@ -181,6 +181,73 @@ def test_names_with_dots_are_paths_too(tmp_path):
     checkpoint = open_checkpoint(file)
     assert list(checkpoint.arrays) == [("layers", "0", "q_proj", "weight")]
     assert list(checkpoint.named) == ["layers.0.q_proj.weight"]
+    assert checkpoint.is_torch
+    # A key that is called value is no box here.
+    named = {"attn.value": kernel, "attn.key": kernel, "norm.value": kernel}
+    safetensors.numpy.save_file(named, file, {"format": "pt"})
+    assert set(open_checkpoint(file).named) == set(named)
+    assert open_checkpoint(file).metadata == {"format": "pt"}
+
+
+def test_lists_are_levels_too(tmp_path):
+    file = tmp_path / "model"
+    layers = [{"kernel": np.ones((2, 2))}, {"kernel": np.zeros((2, 2))}]
+    tree = {"layers": layers, "pair": [np.ones(2), np.ones(3)]}
+    file.write_bytes(flax.serialization.msgpack_serialize(tree))
+    assert set(open_checkpoint(file).named) == {
+        *("layers/0/kernel", "layers/1/kernel", "pair/0", "pair/1")
+    }
+    folder = save_orbax(tmp_path / "orbax", tree)
+    assert set(open_checkpoint(folder).named) == set(open_checkpoint(file).named)
+
+
+def test_keys_with_slashes_and_places_that_are_left_out(tmp_path):
+    file = tmp_path / "model"
+    state = {"params": {"a/b": {"kernel": np.ones(2)}}, "opt_state": {"mu": np.ones(2)}}
+    file.write_bytes(flax.serialization.msgpack_serialize({"m/x": state}))
+    checkpoint = open_checkpoint(file)
+    assert list(checkpoint.arrays) == [("a/b", "kernel")]
+    assert checkpoint.left_out == ("m/x/opt_state",)
+    twice = {"a/b": np.ones(2), "a": {"b": np.ones(3)}}
+    file.write_bytes(flax.serialization.msgpack_serialize(twice))
+    with pytest.raises(CheckpointError, match="two arrays are called 'a/b'"):
+        _ = open_checkpoint(file).named
+
+
+def test_numpy_files_of_other_machines_and_with_words(tmp_path):
+    file = tmp_path / "model.npz"
+    kernel = np.arange(6.0).reshape(2, 3)
+    np.savez(
+        file,
+        big=kernel.astype(">f4"),
+        columns=np.asfortranarray(kernel),
+        config="a word",
+    )
+    assert_same(
+        open_checkpoint(file), {"big": kernel.astype("float32"), "columns": kernel}
+    )
+
+
+def test_damage_that_shows_when_arrays_are_read_names_the_file(tmp_path):
+    sparse, zipped = tmp_path / "sparse", tmp_path / "zipped"
+    gp_export().save_sparse(sparse, {"a": np.eye(64)})
+    parts = safetensors.numpy.load_file(sparse)
+    safetensors.numpy.save_file(parts | {"a.compressed": np.ones(3)}, sparse)
+    with zipped.open("wb") as stream:
+        np.savez(stream, a=np.arange(1000.0))
+    content = bytearray(zipped.read_bytes())
+    content[4000] ^= 1
+    zipped.write_bytes(content)
+    chunks = tmp_path / "chunks"
+    with ocp.PyTreeCheckpointer(use_ocdbt=False) as checkpointer:
+        checkpointer.save(chunks, {"a": np.arange(1000.0)})
+    (chunks / "a" / "0").write_bytes(b"no chunk")
+    for file in (sparse, zipped, chunks):
+        checkpoint = open_checkpoint(file)
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.named["a"].read()
+        assert str(error.value).startswith(f"{file}: ")
+        assert str(error.value).count(f"{file}: ") == 1
 
 
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path):

@@ -250,13 +250,34 @@ def test_diff_counts_what_both_keep(tmp_path, checkpoint):
         (["report", "IN", "--plot", "IN"], 2, "--force"),
         (["report", "IN", "--plot", "x.wav"], 2, "wav"),
         (["diff", "IN", "BAD"], 1, "no safetensors file"),
+        (["report", "IN", "--plot", "no/such/folder.png"], 2, "no folder"),
+        (["report", "DAMAGED"], 1, "'a' is damaged"),
+        (
+            ["prune", "DAMAGED", "OUT", "--sparsity", "0.5", "--where", "a"],
+            1,
+            "damaged",
+        ),
+        (["pack", "DAMAGED", "OUT"], 1, "'a' is damaged"),
+        (["unpack", "DAMAGED", "OUT"], 1, "'a' is damaged"),
+        (["diff", "DAMAGED", "DAMAGED"], 1, "'a' is damaged"),
+        (["diff", "INTEGERS", "INTEGERS"], 1, "no floating parameter"),
+        (["report", "INTEGERS"], 1, "no floating parameters"),
+        (["prune", "WIDE", "OUT", "--sparsity", "0.5", "--where", "a"], 1, "'b' is"),
     ],
 )
 def test_faults_end_with_a_status_and_no_file(
     tmp_path, checkpoint, arguments, status, message
 ):
     (tmp_path / "bad").write_bytes(b"\1" + bytes(7) + b"{bad")
-    places = {"IN": checkpoint, "OUT": tmp_path / "out", "BAD": tmp_path / "bad"}
+    export.save_sparse(tmp_path / "damaged", {"a": np.eye(64, dtype=np.float32)})
+    parts = safetensors.numpy.load_file(tmp_path / "damaged")
+    parts["a.compressed"] = parts["a.compressed"][1:]
+    safetensors.numpy.save_file(parts, tmp_path / "damaged")
+    safetensors.numpy.save_file({"a": np.arange(3)}, tmp_path / "integers")
+    np.savez(tmp_path / "wide.npz", a=np.eye(4), b=np.eye(4, dtype=np.complex128))
+    names = ("OUT", "BAD", "DAMAGED", "INTEGERS")
+    places = {name: tmp_path / name.lower() for name in names}
+    places |= {"IN": checkpoint, "WIDE": tmp_path / "wide.npz"}
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     result = invoke(*(places.get(each, each) for each in arguments))
     assert result.exit_code == status, result.output
@@ -309,3 +330,56 @@ def test_the_shell_completes_commands_and_options():
         env=environment,
     )
     assert finished.stdout.split() == ["plain,pack", "plain,plan", "plain,prune"]
+
+
+def test_axes_of_torch_are_those_of_torch(tmp_path):
+    source, out = tmp_path / "torch", tmp_path / "out"
+    weight = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    safetensors.numpy.save_file({"l.weight": weight}, source, {"format": "pt"})
+    succeed("prune", source, out, "--structure", "2:4", "--where", "l/weight")
+    stored = safetensors.numpy.load_file(out)["l.weight"]
+    assert ((stored != 0).reshape(12, 2, 4).sum(axis=2) == 2).all()
+    with safetensors.safe_open(out, framework="numpy") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    summary = json.loads(succeed("report", out, "--json", "--no-compress"))
+    assert summary["parameters"][0]["in_pattern"] == 1
+    channels = ("--structure", "channel", "--sparsity", 0.5)
+    succeed("prune", source, out, *channels, "--force")
+    stored = safetensors.numpy.load_file(out)["l.weight"]
+    assert (stored == 0).all(axis=1).sum() == 6
+    summary = json.loads(succeed("report", out, "--json", "--no-compress"))
+    assert summary["parameters"][0]["dead_channels"] == 6
+
+
+def test_negative_zeros_are_said(tmp_path):
+    file = tmp_path / "model"
+    safetensors.numpy.save_file({"a": np.float32([[-0.0, 0, 1, 2]])}, file)
+    assert "1 zeros are -0.0" in succeed("report", file)
+    (row,) = json.loads(succeed("report", file, "--json"))["parameters"]
+    assert (row["nonzero"], row["negative_zeros"]) == (2, 1)
+
+
+def test_plan_finds_the_parameters_where_it_is_told(tmp_path):
+    source = tmp_path / "model.npz"
+    kernel = np.ones((4, 4), np.float32)
+    np.savez(source, **{"a/params/x/kernel": kernel, "b/params/y/kernel": kernel})
+    assert "--params" in invoke("plan", source, "--sparsity", 0.5).stderr
+    assert "y/kernel" in succeed(
+        "plan", source, "--sparsity", 0.5, "--params", "b/params"
+    )
+
+
+def test_a_folder_for_torch_is_read_and_counted_by_its_files(tmp_path, checkpoint):
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    (folder / "other.bin").write_bytes(bytes(10_000))
+    layout = ("--layout", "compressed-tensors", "--json")
+    summary = json.loads(succeed("pack", checkpoint, folder, *layout, "--force"))
+    files = [folder / "model.safetensors", folder / "config.json"]
+    assert summary["bytes"] == sum(file.stat().st_size for file in files)
+    succeed("unpack", folder, tmp_path / "dense")
+    before = files[0].read_bytes()
+    files[1].unlink()
+    files[1].mkdir()
+    assert invoke("pack", checkpoint, folder, *layout, "--force").exit_code == 1
+    assert files[0].read_bytes() == before

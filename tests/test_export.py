@@ -118,6 +118,19 @@ def test_arrays_go_where_those_before_them_were(tmp_path):
     jax.tree.map(assert_same_bits, loaded, params)
 
 
+def test_what_jax_would_narrow_stays_in_numpy(tmp_path):
+    params = {"count": np.array([2**40]), "scale": np.float64(0.1), "k": jnp.ones(2)}
+    export.save_sparse(tmp_path / "model", params)
+    shapes = {
+        name: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype)
+        for name, leaf in params.items()
+    }
+    for like in (params, shapes):
+        loaded = export.load_sparse(tmp_path / "model", like=like)
+        jax.tree.map(assert_same_bits, loaded, params)
+        assert isinstance(loaded["k"], jax.Array)
+
+
 def test_what_does_not_fit_is_refused_by_name(tmp_path):
     file = tmp_path / "model.safetensors"
     kernel = np.zeros((4, 70), np.float32)
@@ -173,9 +186,11 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             export.load_sparse(file)
         assert f"{file}: {name!r}" in str(error.value)
-    safetensors.numpy.save_file({"x": np.ones(3), "x/y": np.ones(2)}, file)
-    with pytest.raises(ValueError, match="lies below another array"):
-        export.load_sparse(file)
+    for dtype in (np.float64, np.float32, np.float16):
+        named = {"x": np.ones(3, np.float32), "x/y": np.ones(2, dtype)}
+        safetensors.numpy.save_file(named, file)
+        with pytest.raises(ValueError, match="lies above or below another array"):
+            export.load_sparse(file)
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
@@ -212,6 +227,13 @@ def test_names_and_axes_of_torch(tmp_path):
     sparsity = config["quantization_config"]["sparsity_config"]
     assert sparsity["format"] == "sparse-bitmask"
     assert sparsity["targets"] == ["conv", "dense"]
+
+
+def test_kernels_of_attention_have_no_counterpart_in_torch(tmp_path):
+    params = {"attention": {"query": {"kernel": np.ones((32, 4, 8), np.float32)}}}
+    with pytest.raises(ValueError, match=r"'attention/query/kernel' .* has heads"):
+        export.save_sparse(tmp_path / "model", params, layout="compressed-tensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compressed_tensors_reads_it(tmp_path):
@@ -274,5 +296,8 @@ def test_sparse_arrays_multiply_like_dense_ones():
         assert convert(params, max_density=0.1)["kernel"] is params["kernel"]
         with pytest.raises(ValueError, match="max_density is 2"):
             convert(params, max_density=2)
+    small = export.to_bcoo({"kernel": np.array([[1, 0], [0, 1e-40]], np.float32)})
+    np.testing.assert_array_equal(small["kernel"].indices, [[0, 0], [1, 1]])
+    assert np.asarray(small["kernel"].data)[1].view(np.uint32) != 0
     conv = {"kernel": np.zeros((3, 3, 2, 2), np.float32)}
     assert export.to_bcsr(conv)["kernel"] is conv["kernel"]

@@ -190,8 +190,10 @@ def test_sparsities_are_bars_now_and_curves_over_time():
         widths = [bar.get_width() for bar in axes.patches]
         expected = gp.sparsity(params).values()
         np.testing.assert_allclose(widths, [100 * float(each) for each in expected])
-    (bar, _) = report.plot_sparsity(opt_state).axes[0].patches
-    assert bar.get_width() == 50
+    for state in (opt_state, opt_state[1], {"$x_{": opt_state[1]}):
+        (bar, _) = report.plot_sparsity(state).axes[0].patches
+        assert bar.get_width() == 50
+    report.plot_sparsity({"$x_{": 0.5}).canvas.draw()
     logged = [gp.metrics(opt_state) | {"count": count} for count in (1, 5)]
     drawn = curves(report.plot_sparsity(logged))
     assert drawn == dict.fromkeys(["dense/kernel", "total"], ([1, 5], [50, 50]))

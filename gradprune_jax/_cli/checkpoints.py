@@ -5,12 +5,14 @@ A format is told by what a file holds, not by its name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import mmap
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +24,19 @@ from gradprune_jax._load_sparse import open_sparse
 from gradprune_jax._safetensors import Spec, StoredArray
 
 Path = tuple[str, ...]
+
+# The weights in a folder such as `pack --layout compressed-tensors` writes.
+_MODEL = "model.safetensors"
+
+# What NumPy, zip files and the readers of others raise for damaged data.
+_READ_ERRORS = (
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 # Where an optimizer keeps what has the parameters' paths, but is none of them.
 _OPTIMIZER_STATE = "opt_state"
@@ -38,19 +53,30 @@ class Checkpoint:
     Attributes:
       file: the file or folder.
       arrays: the parameters by path, in the order of a tree of dicts; read one by one.
-      left_out: the places near the root where other arrays are.
-      separator: between the keys of a name.
+      left_out: the places nearest to the root where other arrays are.
+      is_torch: whether names and axes are PyTorch's: keys joined by dots, (out, in).
+      metadata: what a safetensors file says besides, without this library's own.
     """
 
     file: pathlib.Path
     arrays: dict[Path, StoredArray]
     left_out: tuple[str, ...] = ()
-    separator: str = "/"
+    is_torch: bool = False
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, StoredArray]:
         """The parameters by name."""
-        return {self.separator.join(path): each for path, each in self.arrays.items()}
+        separator = "." if self.is_torch else "/"
+        named: dict[str, StoredArray] = {}
+        for path, array in self.arrays.items():
+            name = separator.join(path)
+            if name in named:
+                raise CheckpointError(
+                    f"{self.file}: two arrays are called {name!r}; rename one."
+                )
+            named[name] = array
+        return named
 
     @property
     def shapes(self) -> dict[str, Any]:
@@ -81,29 +107,66 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
         its parameters are.
       OSError: if it cannot be read.
     """
-    separator = "/"
-    try:
-        if file.is_dir():
-            arrays = orbax_folder.open_folder(file)
-        elif zipfile.is_zipfile(file):
-            arrays = _open_npz(file)
-        elif _begins_like_safetensors(file):
-            named = open_sparse(file)
-            if not any("/" in name for name in named):
-                separator = "."  # as PyTorch names its parameters
-            arrays = {tuple(name.split(separator)): named[name] for name in named}
-        else:
-            arrays = _open_msgpack(file)
-    except ValueError as error:
-        message = str(error)
-        raise CheckpointError(
-            message if message.startswith(str(file)) else f"{file}: {message}"
-        ) from None
-    arrays = _without_boxes(arrays)
+    with blaming(file, _READ_ERRORS):
+        arrays, is_torch, metadata = _open(file)
     prefix = _find_parameters(file, arrays) if params is None else _keys(params)
-    own = dict(sorted(_below(file, arrays, prefix).items()))
-    left_out = {path[0] for path in arrays if path[: len(prefix)] != prefix}
-    return Checkpoint(file, own, tuple(sorted(left_out)), separator)
+    own = {
+        path: StoredArray(array.spec, functools.partial(_read, file, array))
+        for path, array in sorted(_below(file, arrays, prefix).items())
+    }
+    left_out = {
+        path[: _shared(path, prefix) + 1]
+        for path in arrays
+        if path[: len(prefix)] != prefix
+    }
+    names = tuple(sorted(map("/".join, left_out)))
+    return Checkpoint(file, own, names, is_torch, metadata)
+
+
+@contextlib.contextmanager
+def blaming(
+    file: pathlib.Path, errors: tuple[type[Exception], ...] = (ValueError,)
+) -> Iterator[None]:
+    """Turns errors into one that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except errors as error:
+        message = str(error) or type(error).__name__
+        is_named = message.startswith(str(file))
+        raise CheckpointError(message if is_named else f"{file}: {message}") from None
+
+
+def _read(file: pathlib.Path, array: StoredArray) -> np.ndarray:
+    with blaming(file, _READ_ERRORS):
+        return array.read()
+
+
+def _open(
+    file: pathlib.Path,
+) -> tuple[dict[Path, StoredArray], bool, Mapping[str, str]]:
+    """All arrays of a file by path, whether they are PyTorch's, and its metadata."""
+    if file.is_dir() and (file / _MODEL).is_file():
+        file = file / _MODEL
+    if file.is_dir():
+        return _without_boxes(orbax_folder.open_folder(file)), False, {}
+    if zipfile.is_zipfile(file):
+        return _open_npz(file), False, {}
+    if not _begins_like_safetensors(file):
+        return _without_boxes(_open_msgpack(file)), False, {}
+    named, metadata = open_sparse(file)
+    is_torch = any("." in name for name in named) and not any(
+        "/" in name for name in named
+    )
+    separator = "." if is_torch else "/"
+    foreign = {
+        key: text
+        for key, text in metadata.items()
+        if not key.startswith("gradprune_jax.")
+    }
+    arrays = {tuple(name.split(separator)): named[name] for name in named}
+    return arrays, is_torch, foreign
 
 
 def nested(file: pathlib.Path, leaves: Mapping[Path, Any]) -> dict[str, Any]:
@@ -149,20 +212,23 @@ def _open_npz(file: pathlib.Path) -> dict[Path, StoredArray]:
                     else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = read_header(stream)
+            if dtype.kind in "US":
+                continue  # a word about the run is no parameter
             if dtype.kind not in "biufc":
                 raise ValueError(
                     f"{name!r} has dtype {dtype}; NumPy's archives hold no bfloat16 "
                     "and no 8-bit floats, and objects are not unpickled. Save it as "
                     "safetensors."
                 )
-            read = functools.partial(_read_npz, file, name)
-            arrays[tuple(name.split("/"))] = StoredArray(Spec(shape, dtype), read)
+            spec = Spec(shape, dtype.newbyteorder("="))
+            read = functools.partial(_read_npz, file, name, spec.dtype)
+            arrays[tuple(name.split("/"))] = StoredArray(spec, read)
     return arrays
 
 
-def _read_npz(file: pathlib.Path, name: str) -> np.ndarray:
+def _read_npz(file: pathlib.Path, name: str, dtype: np.dtype) -> np.ndarray:
     with np.load(file, allow_pickle=False) as archive:
-        return np.asarray(archive[name])
+        return np.asarray(archive[name], dtype, order="C")
 
 
 def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:
@@ -197,11 +263,15 @@ def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:
 def walk(
     node: Any, above: Path = (), is_leaf: Callable[[Any], bool] | None = None
 ) -> Iterator[tuple[Path, Any]]:
-    """The leaves of nested dicts with their paths."""
-    if not isinstance(node, dict) or (is_leaf is not None and is_leaf(node)):
+    """The leaves of nested dicts and lists with their paths."""
+    if isinstance(node, list | tuple):
+        children: Iterable[tuple[Any, Any]] = enumerate(node)
+    else:
+        children = node.items() if isinstance(node, dict) else ()
+    if not isinstance(node, dict | list | tuple) or (is_leaf and is_leaf(node)):
         yield above, node
         return
-    for key, below in node.items():
+    for key, below in children:
         yield from walk(below, (*above, str(key)), is_leaf)
 
 
@@ -246,20 +316,30 @@ def _below(
     return own
 
 
+def _shared(path: Path, prefix: Path) -> int:
+    """How many keys two paths have in common at their beginning."""
+    pairs = enumerate(zip(path, prefix, strict=False))
+    return next(
+        (i for i, (one, other) in pairs if one != other), min(len(path), len(prefix))
+    )
+
+
 def _find_parameters(file: pathlib.Path, arrays: Iterable[Path]) -> Path:
     """The key `params` nearest to the root, or the root if there is none."""
-    own = [path for path in arrays if _OPTIMIZER_STATE not in path[:-1]]
+    paths = list(arrays)
+    own = [path for path in paths if _OPTIMIZER_STATE not in path[:-1]]
     found = {path[: path.index("params") + 1] for path in own if "params" in path[:-1]}
     depth = min(map(len, found), default=0)
-    nearest = sorted("/".join(path) for path in found if len(path) == depth)
+    nearest = sorted(path for path in found if len(path) == depth)
     if len(nearest) > 1:
+        names = list(map("/".join, nearest))
         raise CheckpointError(
-            f"{file}: holds parameters at {nearest}; choose with --params."
+            f"{file}: holds parameters at {names}; choose with --params."
         )
     if nearest:
-        return tuple(nearest[0].split("/"))
-    if len(own) < len(list(arrays)):
-        places = sorted({path[0] for path in arrays})
+        return nearest[0]
+    if len(own) < len(paths):
+        places = sorted({path[0] for path in paths})
         raise CheckpointError(
             f"{file}: holds an optimizer's state, and nothing called 'params' beside "
             f"it; say with --params where the parameters are, of {places}."

@@ -69,6 +69,8 @@ def diff(
         files.tracked({name: other[name] for name in shared}, second.name) as right,
     ):
         rows = _compare(left, right)
+    if not rows:
+        raise CheckpointError(f"{first} and {second} share no floating parameter.")
     total = _Overlap(
         "total",
         first=sum(row.first for row in rows),

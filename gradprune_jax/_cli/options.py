@@ -78,7 +78,7 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--axis",
             type=int,
-            help="Of N:M groups (by default -2) or channels (by default -1).",
+            help="Of N:M groups, by default the inputs, or channels, the outputs.",
         ),
         click.option(
             "--pool",
@@ -117,14 +117,18 @@ def rule(
     allocation: Any,
     stack_axis: int | None,
     min_density: float,
+    is_torch: bool = False,
 ) -> gp.Rule:
     """The rule that the options of :func:`rule_options` describe.
+
+    By default axes are those of Flax's kernels, (..., in, out), or of PyTorch's
+    weights, (out, in, ...).
 
     Raises:
       click.UsageError: if they contradict each other, or a value is not valid.
     """
     try:
-        made = _structure(structure, axis, pool)
+        made = _structure(structure, axis, pool, is_torch)
         if isinstance(made, gp.NM):
             sparsity = 1 - made.keep / made.of
         if sparsity is None:
@@ -141,18 +145,20 @@ def rule(
         raise click.UsageError(str(error)) from None
 
 
-def _structure(text: str, axis: int | None, pool: Any) -> gp.Structure:
+def _structure(text: str, axis: int | None, pool: Any, is_torch: bool) -> gp.Structure:
     """The structure that `--structure`, `--axis` and `--pool` describe."""
     fields: dict[str, Any] = {} if axis is None else {"axis": axis}
     pools: dict[str, Any] = {} if pool is None else {"pool": pool}
     if match := re.fullmatch(_PATTERN, text):
         _refuse(text, pools)
-        return gp.NM(int(match[1]), int(match[2]), **fields)
+        default = {"axis": 1} if is_torch else {}
+        return gp.NM(int(match[1]), int(match[2]), **(default | fields))
     if re.fullmatch(r"\d+(x\d+)*", text):
         _refuse(text, fields)
         return gp.Block(tuple(map(int, text.split("x"))), **pools)
     if text == "channel":
-        return gp.Channel(**fields, **pools)
+        default = {"axis": 0} if is_torch else {}
+        return gp.Channel(**(default | fields), **pools)
     if text != "unstructured":
         raise click.UsageError(
             f"--structure is {text!r}; it must be unstructured, like 2:4, like 4x4, or "

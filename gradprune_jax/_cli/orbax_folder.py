@@ -47,7 +47,9 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
         paths[position]: StoredArray(
             specs[position], functools.partial(_read, folder, group, position)
         )
-        for group in _groups(specs)
+        for group in _groups(
+            dict(sorted(specs.items(), key=lambda item: paths[item[0]]))
+        )
         for position in group
     }
 

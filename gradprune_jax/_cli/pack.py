@@ -10,7 +10,7 @@ import click
 
 from gradprune_jax import _safetensors
 from gradprune_jax._cli import files, options
-from gradprune_jax._cli.checkpoints import CheckpointError, open_checkpoint
+from gradprune_jax._cli.checkpoints import blaming, open_checkpoint
 from gradprune_jax._files import replacing
 from gradprune_jax._save_sparse import Layout, write_sparse
 
@@ -52,12 +52,12 @@ def pack(
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
     dense = sum(array.spec.nbytes for array in opened.arrays.values())
-    with files.tracked(opened.named, checkpoint.name, passes=2) as arrays:
-        try:
-            write_sparse(out, arrays, layout, max_density, overwrite=force)
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint}: {error}") from None
-    size = sum(file.stat().st_size for file in [out, *out.glob("*")] if file.is_file())
+    with (
+        files.tracked(opened.named, checkpoint.name, passes=2) as arrays,
+        blaming(checkpoint),
+    ):
+        written = write_sparse(out, arrays, layout, max_density, force, opened.metadata)
+    size = sum(file.stat().st_size for file in written)
     if as_json:
         summary = {"file": str(out), "dense_bytes": dense, "bytes": size}
         click.echo(json.dumps(summary | {"left_out": opened.left_out}))
@@ -79,15 +79,12 @@ def unpack(
 ) -> None:
     """Write all arrays of CHECKPOINT, made by `pack`, to OUT as dense safetensors."""
     files.check_free(out, force)
-    named = open_checkpoint(checkpoint, params="/").named
-    with files.tracked(named, checkpoint.name) as arrays:
+    opened = open_checkpoint(checkpoint, params="/")
+    with files.tracked(opened.named, checkpoint.name) as arrays:
         specs = {name: array.spec for name, array in arrays.items()}
         contents = ((name, array.read()) for name, array in arrays.items())
-        try:
-            with replacing(out) as temporary:
-                _safetensors.write(temporary, specs, contents, {})
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint}: {error}") from None
+        with blaming(checkpoint), replacing(out) as temporary:
+            _safetensors.write(temporary, specs, contents, opened.metadata)
     if as_json:
         click.echo(json.dumps({"file": str(out), "bytes": out.stat().st_size}))
     else:

@@ -10,7 +10,7 @@ import click
 
 import gradprune_jax as gp
 from gradprune_jax._cli import options
-from gradprune_jax._cli.checkpoints import CheckpointError
+from gradprune_jax._cli.checkpoints import blaming
 from gradprune_jax._cli.shapes import open_shapes
 
 
@@ -27,11 +27,13 @@ from gradprune_jax._cli.shapes import open_shapes
     help="The optimizer updates of the training, to check that pruning ends in time.",
 )
 @options.rule_options
+@options.params_path
 @options.as_json
 def plan(
     model: pathlib.Path,
     rules: pathlib.Path | None,
     total_steps: int | None,
+    params: str | None,
     as_json: bool,
     **fields: Any,
 ) -> None:
@@ -44,15 +46,11 @@ def plan(
         chosen = [options.rule(**fields)]
     else:
         _refuse_fields(fields)
-        try:
+        with blaming(rules):
             chosen = gp.rules_from_json(rules.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{rules}: {error}") from None
-    shapes = open_shapes(model)
-    try:
+    shapes = open_shapes(model, params)
+    with blaming(model):
         planned = gp.plan(chosen, shapes, total_steps=total_steps)
-    except ValueError as error:
-        raise CheckpointError(f"{model}: {error}") from None
     click.echo(json.dumps(_as_dict(planned)) if as_json else str(planned))
 
 

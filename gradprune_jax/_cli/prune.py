@@ -21,8 +21,8 @@ from gradprune_jax import _paths, _safetensors
 from gradprune_jax._cli import files, options, rows
 from gradprune_jax._cli.checkpoints import (
     Checkpoint,
-    CheckpointError,
     Path,
+    blaming,
     open_checkpoint,
 )
 from gradprune_jax._files import replacing
@@ -53,24 +53,20 @@ def prune(
     safetensors file, which `gradprune pack` makes small. No training follows: start
     from it with gradprune_jax.masks_from_params, or expect a loss of accuracy.
     """
-    rule = options.rule(**fields)
+    options.rule(**fields)  # what is wrong with it needs no file to be said
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
+    rule = options.rule(**fields, is_torch=opened.is_torch)
     passes = 1 if rule.allocation == "uniform" else 2
     counts: dict[str, int] = {}
     with files.tracked(opened.arrays, checkpoint.name, passes) as arrays:
         opened = dataclasses.replace(opened, arrays=arrays)
-        try:
+        with blaming(checkpoint):
             pruned = _prune(rule, opened)
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint}: {error}") from None
-        with replacing(out) as temporary:
-            _safetensors.write(
-                temporary,
-                {name: array.spec for name, array in pruned.items()},
-                _counted(pruned, counts),
-                {},
-            )
+            specs = {name: array.spec for name, array in pruned.items()}
+            contents = _counted(pruned, counts)
+            with replacing(out) as temporary:
+                _safetensors.write(temporary, specs, contents, opened.metadata)
     table = [
         Row(name, array.spec.shape, array.spec.dtype, counts[name])
         for name, array in pruned.items()

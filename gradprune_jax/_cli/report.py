@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -16,12 +15,15 @@ from rich.table import Column, Table
 
 import gradprune_jax as gp
 from gradprune_jax import report as pictures
+from gradprune_jax._bitmask import nonzero_bits
 from gradprune_jax._cli import files, options, rows
 from gradprune_jax._cli.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from gradprune_jax._files import replacing
 from gradprune_jax._safetensors import StoredArray
 from gradprune_jax._storage import StorageReport, measure
 from gradprune_jax._table import Row, draw_table, sparsity_of
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 class _Measured(NamedTuple):
@@ -32,11 +34,13 @@ class _Measured(NamedTuple):
       in_pattern: the fraction of its groups of M that have no more than N non-zeros;
         None if groups do not fit it.
       dead_channels: output channels of which nothing is left; None without channels.
+      negative_zeros: the number of -0.0, which sparse layouts store as values.
     """
 
     row: Row
     in_pattern: float | None
     dead_channels: int | None
+    negative_zeros: int
 
 
 @click.command()
@@ -49,9 +53,7 @@ class _Measured(NamedTuple):
     show_default=True,
     help="The N:M of which to say how many groups keep it.",
 )
-@click.option(
-    "--axis", type=int, default=-2, show_default=True, help="Of the N:M groups."
-)
+@click.option("--axis", type=int, help="Of the groups, by default a layer's inputs.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),
@@ -69,7 +71,7 @@ class _Measured(NamedTuple):
 def report(
     checkpoint: pathlib.Path,
     pattern: gp.NM,
-    axis: int,
+    axis: int | None,
     plot: pathlib.Path | None,
     compress: bool,
     params: str | None,
@@ -82,21 +84,22 @@ def report(
     """
     if plot is not None:
         files.check_free(plot, force)
-    pattern = gp.NM(pattern.keep, pattern.of, axis)
+        _check_picture(plot)
     opened = open_checkpoint(checkpoint, params)
+    inputs, outputs = (1, 0) if opened.is_torch else (-2, -1)
+    pattern = gp.NM(pattern.keep, pattern.of, inputs if axis is None else axis)
     measured: list[_Measured] = []
     with files.tracked(_floating(opened), checkpoint.name) as arrays:
-        storage = measure(_measured(arrays, pattern, measured), pattern, compress)
-    if plot is not None:
-        _draw(plot, measured)
+        each = _measured(arrays, pattern, outputs, measured)
+        storage = measure(each, pattern, compress)
     if as_json:
         click.echo(json.dumps(_as_dict(opened, measured, storage)))
-        return
-    console = Console()
-    console.print(_sparsity_table(measured, pattern))
-    console.print(_storage_table(storage))
+    else:
+        _print(measured, storage)
     if plot is not None:
-        files.write_notice(plot)
+        _draw(plot, measured)
+        if not as_json:
+            files.write_notice(plot)
 
 
 def _floating(checkpoint: Checkpoint) -> dict[str, StoredArray]:
@@ -111,15 +114,31 @@ def _floating(checkpoint: Checkpoint) -> dict[str, StoredArray]:
     return arrays
 
 
+def _check_picture(file: pathlib.Path) -> None:
+    """Refuses a picture that cannot be written before minutes of reading."""
+    if file.suffix.lower() not in _PICTURES:
+        raise click.BadParameter(
+            f"{file} must end in one of {', '.join(_PICTURES)}.", param_hint="--plot"
+        )
+    if not file.absolute().parent.is_dir():
+        raise click.BadParameter(f"{file.parent} is no folder.", param_hint="--plot")
+
+
 def _measured(
-    arrays: Mapping[str, StoredArray], pattern: gp.NM, measured: list[_Measured]
+    arrays: Mapping[str, StoredArray],
+    pattern: gp.NM,
+    outputs: int,
+    measured: list[_Measured],
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays one by one, each measured as it comes by."""
     for name, array in arrays.items():
         values = array.read()
         mask = values != 0
-        row = Row(name, array.spec.shape, array.spec.dtype, int(mask.sum()))
-        measured.append(_Measured(row, _in_pattern(mask, pattern), _dead(mask)))
+        nonzero = int(mask.sum())
+        row = Row(name, array.spec.shape, array.spec.dtype, nonzero)
+        negative = int(np.count_nonzero(nonzero_bits(values))) - nonzero
+        dead = _dead(mask, outputs)
+        measured.append(_Measured(row, _in_pattern(mask, pattern), dead, negative))
         yield name, values
 
 
@@ -134,25 +153,21 @@ def _in_pattern(mask: np.ndarray, pattern: gp.NM) -> float | None:
     return float((groups.sum(axis=-1) <= pattern.keep).mean())
 
 
-def _dead(mask: np.ndarray) -> int | None:
-    """The number of output channels of which nothing is left."""
+def _dead(mask: np.ndarray, axis: int) -> int | None:
+    """The number of channels on an axis of which nothing is left."""
     if mask.ndim < 2:
         return None
-    return int((~mask.any(axis=tuple(range(mask.ndim - 1)))).sum())
+    lives = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1).any(axis=1)
+    return int((~lives).sum())
 
 
 def _draw(file: pathlib.Path, measured: list[_Measured]) -> None:
     """Writes the picture; which kind, its ending says."""
     fractions = {each.row.path: sparsity_of([each.row]) for each in measured}
     fractions["total"] = sparsity_of([each.row for each in measured])
-    picture = io.BytesIO()
-    kind = file.suffix.removeprefix(".").lower() or "png"
-    try:
-        pictures.plot_sparsity(fractions).savefig(picture, format=kind)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--plot") from None
+    kind = file.suffix.removeprefix(".").lower()
     with replacing(file) as temporary:
-        temporary.write_bytes(picture.getvalue())
+        pictures.plot_sparsity(fractions).savefig(temporary, format=kind)
 
 
 def _as_dict(
@@ -165,6 +180,7 @@ def _as_dict(
     ):
         entry["in_pattern"] = each.in_pattern
         entry["dead_channels"] = each.dead_channels
+        entry["negative_zeros"] = each.negative_zeros
         entry["bytes"] = leaf.nbytes
     summary["total"]["bytes"] = storage.total
     packed = {"gzip": storage.gzip, "zstd": storage.zstd}
@@ -176,6 +192,19 @@ def _as_dict(
         **summary,
         "compressed_bytes": packed,
     }
+
+
+def _print(measured: list[_Measured], storage: StorageReport) -> None:
+    """The tables, and what may surprise in them."""
+    console = Console()
+    console.print(_sparsity_table(measured, storage.pattern))
+    console.print(_storage_table(storage))
+    negative = sum(each.negative_zeros for each in measured)
+    if negative:
+        click.echo(
+            f"{negative:,} zeros are -0.0, as weight * mask leaves them: sparse "
+            "layouts store these as values."
+        )
 
 
 def _sparsity_table(measured: list[_Measured], pattern: gp.NM) -> Table:

@@ -19,14 +19,14 @@ from gradprune_jax._cli.checkpoints import (
 )
 
 
-def open_shapes(file: pathlib.Path) -> dict[str, Any]:
+def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]:
     """The tree of shapes that a JSON file lists, or that a checkpoint's arrays have.
 
     In JSON a shape is a list of integers, of float32, or an object with `shape` and
     `dtype`, at a path of keys or under one name of keys joined by ``/``.
     """
     if not file.is_file() or file.suffix.lower() != ".json":
-        return open_checkpoint(file).shapes
+        return open_checkpoint(file, params).shapes
     try:
         document = json.loads(file.read_bytes())
         if not isinstance(document, dict):
@@ -45,7 +45,9 @@ def open_shapes(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _is_shape(node: Any) -> bool:
-    """Whether a node of the JSON is an array's shape and dtype."""
+    """Whether a node of the JSON is a shape, or a shape and a dtype."""
+    if isinstance(node, list):
+        return True
     return set(node) == {"shape", "dtype"} and isinstance(node["shape"], list)
 
 
