@@ -64,7 +64,6 @@ def updated(params):
 @pytest.mark.parametrize(
     ("layout", "axis_type"),
     [
-        (P("x", "y"), AxisType.Auto),
         (P(None, ("x", "y")), AxisType.Auto),
         (P("y", "x"), AxisType.Explicit),
     ],
