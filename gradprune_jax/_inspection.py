@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,9 +40,8 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
         if is_countable(leaf.value):
             # The name of all weights together is not to be hidden by a parameter's.
             name = leaf.name if leaf.name != "total" else "['total']"
-            value = jnp.asarray(leaf.value)
-            zeros[name] = jnp.sum(~is_nonzero(value), dtype=jnp.uint32)
-            sizes[name] = value.size
+            zeros[name] = _count_zeros(leaf.value)
+            sizes[name] = np.size(leaf.value)
     fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
     return fractions | {"total": _fraction(zeros.values(), sum(sizes.values()))}
 
@@ -74,9 +74,7 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
                 "dead_channels reads values and cannot run under jit; call it between "
                 "steps."
             )
-        others = tuple(other for other in range(ndim) if other != axis % ndim)
-        lives = jnp.any(is_nonzero(jnp.asarray(leaf.value)), axis=others)
-        indices = np.flatnonzero(~np.asarray(lives))
+        indices = np.flatnonzero(~np.asarray(_live_channels(leaf.value, axis % ndim)))
         if indices.size:
             dead[leaf.name] = indices
     return dead
@@ -138,10 +136,9 @@ def check_pruned(params: Any, opt_state: Any) -> None:
             )
         if not is_countable(leaf):
             continue
-        not_finite = int(jnp.sum(~jnp.isfinite(leaf)))
+        not_finite, revived = map(int, _count_failures(leaf, mask))
         if not_finite:
             failures.append(f"{name!r}: {not_finite} weights are not finite")
-        revived = 0 if is_dense(mask) else int(jnp.sum(~mask & is_nonzero(leaf)))
         if revived:
             failures.append(f"{name!r}: {revived} pruned weights are not zero")
     if failures:
@@ -158,6 +155,31 @@ def is_countable(leaf: Any) -> bool:
     return dtype is not None and (
         jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.bool_)
     )
+
+
+# Compiled, for op by op each of these would make arrays as large as the leaf.
+
+
+@jax.jit
+def _count_zeros(values: jax.Array) -> jax.Array:
+    """How many values are zero or False, uint32."""
+    return jnp.sum(~is_nonzero(values), dtype=jnp.uint32)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _live_channels(values: jax.Array, axis: int) -> jax.Array:
+    """Which channels have a value that is not zero, bool (channels,)."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    return jnp.any(is_nonzero(values), axis=others)
+
+
+@jax.jit
+def _count_failures(leaf: jax.Array, mask: Any) -> tuple[jax.Array, jax.Array]:
+    """How many weights are not finite, and how many pruned ones are not zero."""
+    not_finite = jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)
+    if is_dense(mask):
+        return not_finite, jnp.uint32(0)
+    return not_finite, jnp.sum(~mask & is_nonzero(leaf), dtype=jnp.uint32)
 
 
 def _fraction(counts: Iterable[jax.Array], size: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,6 +110,11 @@ def gradual_prune(
         stack_axis=stack_axis,
         min_density=min_density,
     )
+    # Outside jit a conditional would be compiled anew at every step.
+    masks_at_step = [
+        jax.jit(functools.partial(_masks_at_step, rule), static_argnums=0)
+        for rule in rules
+    ]
 
     def init_fn(params: optax.Params) -> GradualPruneState:
         leaves, treedef = _flatten_parameters(params)
@@ -141,13 +147,12 @@ def gradual_prune(
         _check_rules(masks, params, assigned)
         for position, rule in enumerate(rules):
             own = [i for i, owner in enumerate(assigned) if owner == position]
-            if own:
-                new = _masks_at_step(
-                    rule,
+            if own and rule.schedule is not None:
+                new = masks_at_step[position](
+                    tuple(placement[i] for i in own),
                     state.count,
                     [leaves[i] for i in own],
                     [masks[i] for i in own],
-                    [placement[i] for i in own],
                 )
                 masks = _replaced(masks, own, new)
         updates = _map_pruned(_zero_pruned, treedef, masks, params, updates)
@@ -240,15 +245,13 @@ def with_gradual_prune(
 
 def _masks_at_step(
     rule: Rule,
+    placement: Sequence[Shard],
     count: jax.Array,
     weights: Sequence[jax.Array],
     masks: Sequence[jax.Array],
-    placement: Sequence[Shard],
-) -> Sequence[jax.Array]:
+) -> list[jax.Array]:
     """The masks of one rule after step `count`: recomputed on its update steps."""
-    schedule = rule.schedule
-    if schedule is None:
-        return masks
+    schedule: Any = rule.schedule
     return jax.lax.cond(
         schedule.is_update_step(count),
         lambda: update_masks(rule, count, weights, masks, placement),
@@ -256,6 +259,7 @@ def _masks_at_step(
     )
 
 
+@jax.jit
 def _all_kept(leaf: jax.Array) -> jax.Array:
     """A mask that keeps everything, laid out over devices like its parameter.
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import gradprune_jax as gp
+from gradprune_jax import _transform
 
 SCHEDULE = gp.polynomial_schedule(0.9, 0, 40, every=4)
 PARAMS = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 48))}}
@@ -40,6 +41,22 @@ def test_traces_once_in_a_run_of_any_length():
         params, state = step(params, state, PARAMS)
     assert len(traces) == step._cache_size() == 1
     assert len(seen) == 2  # the rules too are asked once for each leaf
+
+
+def test_outside_jit_a_mask_update_is_compiled_once(monkeypatch):
+    """A conditional was compiled at every call, for half a second a step."""
+    traces = []
+    update_masks = _transform.update_masks
+    monkeypatch.setattr(
+        _transform,
+        "update_masks",
+        lambda *arguments: (traces.append(None), update_masks(*arguments))[1],
+    )
+    tx = gp.gradual_prune(SCHEDULE)
+    state = tx.init(PARAMS)
+    for _ in range(3):
+        _, state = tx.update(PARAMS, state, PARAMS)
+    assert len(traces) == 1
 
 
 def test_donated_masks_are_updated_in_place_and_not_copied_between_updates():
