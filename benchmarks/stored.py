@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from gradprune_jax._files import replacing
+
 FOLDER = pathlib.Path(__file__).parent
 
 
@@ -34,14 +36,23 @@ def write(name: str, results: dict[str, Any], table: str) -> None:
     """Stores figures in `results/`, and their table between marks in `README.md`."""
     path = FOLDER / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    replace(path, json.dumps(results, indent=2) + "\n")
     insert(name, table)
 
 
 def insert(name: str, table: str) -> None:
-    """Puts a table between its marks in `README.md`."""
+    """Puts a table between its marks in `README.md`, at the end if it has none."""
     readme = FOLDER / "README.md"
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = readme.read_text().split(begin)
+    text = readme.read_text()
+    if begin not in text:
+        text = f"{text}\n{begin}\n{end}\n"
+    before, rest = text.split(begin)
     _, after = rest.split(end)
-    readme.write_text(f"{before}{begin}\n{table}\n{end}{after}")
+    replace(readme, f"{before}{begin}\n{table}\n{end}{after}")
+
+
+def replace(file: pathlib.Path, text: str) -> None:
+    """Writes a file as a whole or not at all."""
+    with replacing(file) as temporary:
+        temporary.write_text(text)

@@ -94,7 +94,7 @@ def test_every_configuration_of_the_patterns_fits_the_network():
     assert "| 2:4, but for conv1 | 80.00 | -10.00 |" in table
 
 
-def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
+def test_tables_are_written_between_their_marks_or_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "FOLDER", tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- speed: begin -->\nold\n<!-- speed: end -->\nbelow\n")
@@ -105,6 +105,11 @@ def test_tables_are_written_between_their_marks(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "results" / "speed.json").read_text()) == {
         "figure": 1
     }
+    for table in ("more", "most"):
+        stored.insert("translation", table)
+    assert readme.read_text().endswith(
+        "below\n\n<!-- translation: begin -->\nmost\n<!-- translation: end -->\n"
+    )
 
 
 def test_the_collectives_of_a_program_are_read_from_its_text():

@@ -68,7 +68,7 @@ RULES = [
 
 
 def train(tx, params, steps=8):
-    state = tx.init(params)
+    state = jax.jit(tx.init)(params)
     traces, history = [], []
 
     @jax.jit
@@ -76,12 +76,12 @@ def train(tx, params, steps=8):
         traces.append(None)
         gradients = jax.tree.map(jnp.cos, params)
         updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state, gp.metrics(state)
 
     for _ in range(steps):
-        params, state = step(params, state)
+        params, state, numbers = step(params, state)
         gp.check_pruned(params, state)
-        history.append(gp.metrics(state))
+        history.append(numbers)
     assert len(traces) == 1
     return params, state, history
 

@@ -195,7 +195,7 @@ def test_init_inside_shard_map():
         in_specs=(specs,),
         out_specs=gp.GradualPruneState(P(), specs),
     )
-    state = init(make_params())
+    state = jax.jit(init)(make_params())
     shapes = jax.tree.map(np.shape, make_params())
     assert jax.tree.map(np.shape, state.masks) == shapes
 

@@ -1,12 +1,14 @@
 """The paper's studies run at a tiny scale, go on where they stopped, and compare."""
 
 import dataclasses
+import functools
 import gzip
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gradprune_jax as gp
@@ -25,6 +27,7 @@ from benchmarks import stored
 from benchmarks.paper import (
     corpora,
     images,
+    language,
     ngrams,
     pairs,
     runs,
@@ -46,6 +49,8 @@ from benchmarks.paper.task import (
 )
 from gradprune_jax.demo import data
 from gradprune_jax.demo.data import DataError
+
+TRANSLATION = ("seq2seq", "--task", "translation")
 
 
 def run(*arguments):
@@ -174,11 +179,18 @@ def test_only_trainings_with_other_settings_are_run_again(tmp_path, monkeypatch)
     assert len(set(folders)) == len(folders)  # no checkpoint of other settings
 
 
+def test_a_damaged_file_of_records_is_left_as_it_is(tmp_path):
+    file = tmp_path / "line.json"
+    file.write_text("[{")
+    with pytest.raises(DataError, match=r"line\.json: is damaged .* move it away"):
+        runs.run(LINE, tmp_path, Console(quiet=True))
+    assert file.read_text() == "[{"
+
+
 def make_row(name, nonzero, values, *, is_sparse=False):
     return tradeoff.Row(
         name=name,
         is_sparse=is_sparse,
-        parameters=1_000_000,
         nonzero=nonzero,
         bytes={"dense": 4_000_000, "bitmask": 4 * nonzero, "csr": 8 * nonzero},
         metrics={"error": values},
@@ -210,15 +222,22 @@ def test_what_is_said_is_computed():
     better = Metric("error", "score", "%", lower_is_better=False)
     said = tradeoff.statements(dataclasses.replace(LINE, metric=better), rows)
     assert "loses to small-dense: score 3.10 % against 4.10 %," in said[0]
-    close = [*rows[:2], make_row("90 %", 100_000, [4.0, 4.1], is_sparse=True)]
-    assert "within the spread of seeds" in tradeoff.statements(LINE, close)[0]
+    for nonzero, value in [(100_000, 4.0), (1_000, 6.0)]:
+        close = make_row("sparse", nonzero, [value, value + 0.15], is_sparse=True)
+        said = tradeoff.statements(LINE, [*rows[:2], close])
+        assert said[0].endswith("; within the spread of seeds.")
 
 
 def test_another_model_is_compared_with():
-    study = dataclasses.replace(LINE, baseline=Baseline("a guess", 2.0))
+    study = dataclasses.replace(LINE, baseline=Baseline("a guess", 2.0, "it is new"))
     rows = [make_row("dense", 10, [2.2]), make_row("90 %", 1, [4.0], is_sparse=True)]
     assert tables._sentences(study, rows)[0] == (
-        "The dense network (dense) does not beat a guess: error 2.20 against 2.00."
+        "The dense network (dense) does not beat a guess: error 2.20 against 2.00: it "
+        "is new."
+    )
+    rows[0].metrics["error"][0] = 1.9
+    assert tables._sentences(study, rows)[0] == (
+        "The dense network (dense) beats a guess: error 1.90 against 2.00."
     )
 
 
@@ -259,7 +278,13 @@ def test_ablations_are_compared_with_the_first(tmp_path):
         study.remarks["linear"] = Remark("So it is", expects=expects)
         text = tables.markdown(study, records, "command", "")
         assert f"So it is: {verdict}." in text
+    study.remarks["linear"] = Remark("So it is", expects=None)
+    assert "(0.00). So it is.\n" in tables.markdown(study, records, "command", "")
+    alone = dataclasses.replace(study, seeds=1)
+    text = tables.markdown(alone, records, "command", "")
+    assert "- Linear: +0.00, of one seed: not enough to tell.\n" in text
     made = studies.ablations("laptop", None)
+    assert list(made.remarks) == [each.name for each in made.configurations[1:]]
     params, _ = jax.eval_shape(made.configurations[0].task.init, jax.random.key(0))
     kept = {
         configuration.name: gp.plan(
@@ -275,6 +300,25 @@ def test_ablations_are_compared_with_the_first(tmp_path):
     assert len(steps["as in the paper"]) == 21
     assert len(steps["a mask update every 10 steps"]) == 201
     assert len(set(schedules.values())) == len(schedules) - 2  # but for allocations
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "dense", "sparsities"),
+    [
+        ("cnn", 3, 1, (0.5, 0.75, 0.875, 0.95)),
+        ("mobilenet", 3, 4, (0.5, 0.75, 0.9, 0.95)),
+        ("lstm", 2, 3, (0.8, 0.85, 0.9, 0.95, 0.975)),
+        ("seq2seq", 2, 4, (0.8, 0.85, 0.9)),
+    ],
+)
+def test_a_study_compares_like_with_like(name, seeds, dense, sparsities):
+    study = studies.STUDIES[name]("laptop", None)
+    assert study.seeds == seeds
+    assert len({each.task.steps for each in study.configurations}) == 1
+    rules = [each.rules for each in study.configurations]
+    assert rules[:dense] == [()] * dense
+    targets = tuple(each[-1].schedule.final_sparsity for each in rules[dense:])
+    assert targets == sparsities
 
 
 def test_the_papers_sizes():
@@ -330,13 +374,13 @@ def test_the_trigram_knows_what_it_has_counted():
 
 def test_treebank_and_verses_are_read_from_their_folders(tmp_path):
     for part, text in zip(
-        ("train", "valid", "test"), ("a b\nb c", "b", "d"), strict=True
+        ("train", "valid", "test"), ("a b\nb c", "b c", "d d"), strict=True
     ):
         (tmp_path / f"ptb.{part}.txt").write_text(text)
     corpus = corpora.load(tmp_path, 4)
     words = [corpus.vocabulary[i] for i in corpus.train]
     assert words == ["a", "b", "<eos>", "b", "<unk>", "<eos>"]
-    assert [corpus.vocabulary[i] for i in corpus.test] == ["<unk>", "<eos>"]
+    assert [corpus.vocabulary[i] for i in corpus.test] == ["<unk>", "<unk>", "<eos>"]
     verses = "".join(
         f"Gen.{chapter}.{verse}\tIn the beginning, {verse}\tEn el principio {chapter}\n"
         for chapter in range(1, 41)
@@ -355,7 +399,7 @@ def test_treebank_and_verses_are_read_from_their_folders(tmp_path):
     for read in (corpora.load, pairs.verses):
         with pytest.raises(DataError, match="put"):
             read(tmp_path / "nothing", 10)
-    result = run("seq2seq", "--task", "translation", "--quick")
+    result = run(*TRANSLATION, "--quick")
     assert result.exit_code == 1
     assert "give their folder with --data-dir" in result.output
     for arguments in [
@@ -368,6 +412,35 @@ def test_treebank_and_verses_are_read_from_their_folders(tmp_path):
     result = run("cnn", "--quick", "--out", str(tmp_path / "file" / "out"))
     assert result.exit_code == 1
     assert "Traceback" not in result.output
+
+
+WRONG_FILES = {
+    "no words": {"ptb.train.txt": "a b c", "ptb.valid.txt": "", "ptb.test.txt": "a"},
+    "no utf-8": dict.fromkeys(
+        ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"), b"\xff\xfe"
+    ),
+    "no addresses": {"sotu.tsv.gz": ""},
+    "one address": {"sotu.tsv.gz": "Adams 1797\tFellow citizens\n"},
+    "no dictionary": {"cmudict.dict.gz": ""},
+    "one word": {"cmudict.dict.gz": "# words\n\na AH0\n"},
+    "no verses": {"web_rv1909.tsv.gz": ""},
+    "one chapter": {"web_rv1909.tsv.gz": "Gen.1.1\tIn\tEn\nGen.1.2\tAnd\tY\n"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_files_that_are_cut_off_are_refused(name, tmp_path):
+    for file, content in WRONG_FILES[name].items():
+        content = content.encode() if isinstance(content, str) else content
+        is_compressed = file.endswith(".gz")
+        (tmp_path / file).write_bytes(
+            gzip.compress(content) if is_compressed else content
+        )
+        task = {"cmudict.dict.gz": ("seq2seq",), "web_rv1909.tsv.gz": TRANSLATION}
+        command = task.get(file, ("lstm",))
+    result = run(*command, "--quick", "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "copy" in result.output
 
 
 def test_too_little_data_and_divergence_are_refused(tmp_path):
@@ -390,6 +463,63 @@ def test_every_pair_is_trained_on_once_in_an_epoch():
         assert task.lengths[chosen].max() <= width
     for part in (task.pairs.valid, task.pairs.test):
         assert len(part.references) in (6_246, 6_247)
+
+
+def random_like(function, *arguments):
+    """Normal numbers in place of what a function returns."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(function, *arguments),
+    )
+
+
+def test_a_search_finds_the_symbols_that_the_network_expects():
+    network = sequences.Translator(9, 8, units=12)
+    rng = np.random.default_rng(0)
+    sources = np.pad(rng.integers(4, 9, (3, 4)), ((0, 0), (0, 2))).astype(np.int32)
+    sources[1, 2:] = pairs.PAD
+    inputs = np.full((3, 6), pairs.BEGIN, np.int32)
+    params = random_like(network.init, jax.random.key(0), sources, inputs)["params"]
+    found = np.asarray(sequences._greedy(network, 6, params, sources))
+    inputs[:, 1:] = found[:, :-1]
+    apply = jax.jit(network.apply)
+    logits = apply({"params": params}, sources, inputs)
+    np.testing.assert_array_equal(logits.argmax(-1), found)
+    assert len(np.unique(found)) > 2
+    unpadded = apply({"params": params}, sources[:, :4], inputs)
+    np.testing.assert_allclose(unpadded, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_perplexity_is_of_every_word_but_the_first():
+    network = language.LanguageModel(7, units=4, layers=1)
+    text = np.random.default_rng(0).integers(7, size=100).astype(np.int32)
+    corpus = corpora.Corpus("noise", tuple("abcdefg"), text, text, text)
+    task = language.LanguageTask(network, corpus, 1, streams=2, unroll=3)
+    params, _ = random_like(task.init, jax.random.key(0))
+    # 99 words to predict: twenty streams of six, read at once and not in two windows.
+    words, targets = (
+        np.pad(part, (0, 21)).reshape(20, 6).T for part in (text[:-1], text[1:])
+    )
+    apply = jax.jit(functools.partial(network.apply, training=False))
+    _, logits = apply({"params": params}, network.start(20), words)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    expected = np.exp(losses.T.reshape(-1)[:99].mean())
+    assert task._perplexity(params, text) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_clipped_before_adam_sees_them():
+    gradients = {"kernel": np.full((6, 5), 3.0, np.float32)}
+    params = jax.tree.map(np.zeros_like, gradients)
+    tx = LINE.configurations[1].optimizer()
+    update = jax.jit(tx.update)
+
+    def last(first):
+        _, state = update(first, tx.init(params), params)
+        return update(gradients, state, params)[0]
+
+    larger = jax.tree.map(lambda leaf: 1_000 * leaf, gradients)
+    jax.tree.map(np.testing.assert_allclose, last(larger), last(gradients))
 
 
 def test_metrics_of_sequences():

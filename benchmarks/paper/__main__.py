@@ -96,7 +96,7 @@ def main(
     options += " --data-dir ..." if data_dir else ""
     command = f"python -m benchmarks.paper {name}{options}"
     text = tables.markdown(study, records, command, picture)
-    (folder / f"{study.name}.md").write_text(text + "\n")
+    stored.replace(folder / f"{study.name}.md", text + "\n")
     if publish:
         place = f"paper/results/{chosen}/{picture}" if picture else ""
         table = tables.markdown(study, records, command, place)

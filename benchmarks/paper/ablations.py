@@ -12,6 +12,10 @@ from benchmarks.paper.task import Configuration, Remark, ScaleName, Study
 _GRADUAL = Remark(
     "The paper prunes gradually, so that the network can recover in between", "worse"
 )
+_UNIFORM = Remark(
+    "The paper prunes every layer to the same sparsity, and compares that with nothing",
+    None,
+)
 _REMARKS = {
     "one-shot, when the window begins": _GRADUAL,
     "one-shot, when the window ends": _GRADUAL,
@@ -19,6 +23,10 @@ _REMARKS = {
         "The paper prunes fast at first, while redundant weights abound, and slowly in "
         "the end",
         "worse",
+    ),
+    "a mask update every 10 steps": Remark(
+        "The paper's are 100 to 1,000 steps apart, and how often matters little there",
+        "same",
     ),
     "a mask update every 1,000 steps": Remark(
         "From 100 to 1,000 steps between mask updates make a negligible difference in "
@@ -34,6 +42,8 @@ _REMARKS = {
         "At too small a learning rate, says the paper, there is no time to recover",
         "worse",
     ),
+    "global allocation": _UNIFORM,
+    "ERK allocation": _UNIFORM,
 }
 
 

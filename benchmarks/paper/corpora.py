@@ -24,6 +24,7 @@ UNKNOWN, END = "<unk>", "<eos>"
 
 _WORD = re.compile(r"[a-z']+|[0-9]+|[.,;:!?]")
 _PARTS = ("train", "valid", "test")
+_FEWEST = 3  # words, which make one trigram
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,14 +69,14 @@ def load(folder: pathlib.Path | None, words: int) -> Corpus:
       Treebank every line does.
 
     Raises:
-      DataError: if the folder has neither.
+      DataError: if the folder has neither, or what it has is damaged or too little.
     """
     folder = folder or BUNDLED
     treebank = [folder / f"ptb.{part}.txt" for part in _PARTS]
     addresses = folder / "sotu.tsv.gz"
     if all(file.is_file() for file in treebank):
         name = "Penn Treebank"
-        parts = [_lines(file.read_text()) for file in treebank]
+        parts = [_lines(file) for file in treebank]
     elif addresses.is_file():
         name = "State of the Union addresses"
         parts = _addresses(addresses)
@@ -84,6 +85,12 @@ def load(folder: pathlib.Path | None, words: int) -> Corpus:
             f"{folder}: has neither sotu.tsv.gz nor all of ptb.train.txt, "
             "ptb.valid.txt and ptb.test.txt; put one of the two into the folder."
         )
+    for part, found in zip(_PARTS, parts, strict=True):
+        if len(found) < _FEWEST:
+            raise DataError(
+                f"{folder}: has {len(found)} words in the {part} part, fewer than "
+                f"{_FEWEST}; copy the whole text."
+            )
     counts = collections.Counter(parts[0])
     counts[UNKNOWN] += 1  # so that it has an id where the text has none
     frequent = sorted(counts, key=lambda word: (-counts[word], word))[:words]
@@ -97,8 +104,12 @@ def load(folder: pathlib.Path | None, words: int) -> Corpus:
     return Corpus(name, tuple(frequent), *encoded)
 
 
-def _lines(text: str) -> list[str]:
-    """The words of the Treebank, each line ended."""
+def _lines(file: pathlib.Path) -> list[str]:
+    """The words of a part of the Treebank, each line ended."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is damaged ({error}); copy it again.") from None
     return [word for line in text.splitlines() for word in (*line.split(), END)]
 
 

@@ -34,9 +34,9 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure:
                 row.nonzero,
                 row.metrics[study.metric.name],
                 # Where both curves begin, one name is enough.
-                row.name.rpartition(", ")[2]
-                if row.is_sparse == (curve is sparse)
-                else "",
+                ""
+                if curve is sparse and row in curves.get("small-dense", ())
+                else row.name.rpartition(", ")[2],
             )
             for row in curve
         ]

@@ -28,7 +28,7 @@ def perplexity(
     counts = _Counts(train, words)
     held, held_bucket = counts.probabilities(held_out)
     tested, tested_bucket = counts.probabilities(test)
-    weights = np.full((held_bucket.max() + tested_bucket.max() + 2, 4), 0.25)
+    weights = np.full((max(held_bucket.max(), tested_bucket.max()) + 1, 4), 0.25)
     for bucket in np.unique(held_bucket):
         rows = held[held_bucket == bucket]
         for _ in range(_ITERATIONS):

@@ -88,12 +88,13 @@ def pronunciations(folder: pathlib.Path | None = None) -> Pairs:
       The pairs, in an order drawn once.
 
     Raises:
-      DataError: if the folder has no such file.
+      DataError: if the folder has no such file, or what it has is damaged or too
+        little.
     """
     lines = _read(folder or BUNDLED, "cmudict.dict.gz")
     pairs = []
     for line in lines:
-        word, *phones = line.split("#")[0].split()
+        word, *phones = line.split("#")[0].split() or [""]
         if _SPELLED.fullmatch(word):  # not "read(2)", a further pronunciation
             pairs.append((tuple(word), tuple(phone.rstrip("012") for phone in phones)))
     order = np.random.default_rng(0).permutation(len(pairs))
@@ -116,7 +117,8 @@ def verses(folder: pathlib.Path | None, words: int) -> Pairs:
       validation.
 
     Raises:
-      DataError: if the folder has no such file.
+      DataError: if the folder has no such file, or what it has is damaged or too
+        little.
     """
     if folder is None:
         raise DataError("verses are not bundled; give their folder with --data-dir.")
@@ -161,6 +163,11 @@ def _encode(
         [pair for pair, number in zip(pairs, held_out, strict=True) if number in kept]
         for kept in (range(2, _HELD_OUT), (0,), (1,))
     ]
+    if not all(parts):
+        raise DataError(
+            f"{name}: {len(pairs)} pairs are too few to hold out every twentieth; copy "
+            "the whole file."
+        )
     symbols = [
         (*_SPECIAL, *_frequent((pair[side] for pair in parts[0]), words))
         for side in (0, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from rich.progress import (
 from benchmarks import stored
 from benchmarks.paper import training
 from benchmarks.paper.task import Configuration, Study
+from gradprune_jax.demo.data import DataError
 
 _REPOSITORY = pathlib.Path(__file__).parents[2]
 _SPEED_OVER = 600.0  # seconds that the estimate of the time left is taken from
@@ -33,12 +33,11 @@ class Records:
 
     def __init__(self, file: pathlib.Path) -> None:
         self._file = file
-        self._records = json.loads(file.read_text()) if file.exists() else []
 
     def find(self, study: Study, configuration: Configuration, seed: int) -> Any:
         """The record of a training with just these settings, or None."""
         wanted = _settings(study, configuration, seed)
-        matching = (each for each in self._records if wanted.items() <= each.items())
+        matching = (each for each in self._read() if wanted.items() <= each.items())
         return next(matching, None)
 
     def add(
@@ -49,10 +48,21 @@ class Records:
         measured: dict[str, Any],
     ) -> None:
         """Stores a training."""
-        self._records.append(_settings(study, configuration, seed) | measured)
-        temporary = self._file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(self._records, indent=1) + "\n")
-        os.replace(temporary, self._file)
+        records = self._read()  # with what another process has stored meanwhile
+        records.append(_settings(study, configuration, seed) | measured)
+        stored.replace(self._file, json.dumps(records, indent=1) + "\n")
+
+    def _read(self) -> list[dict[str, Any]]:
+        """All records; a file that is none is left as it is."""
+        if not self._file.exists():
+            return []
+        try:
+            return json.loads(self._file.read_text())
+        except ValueError as error:
+            raise DataError(
+                f"{self._file}: is damaged ({error}); restore it, or move it away to "
+                "train all again."
+            ) from None
 
 
 def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any]]:
@@ -114,7 +124,7 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
 
 
 def _settings(study: Study, configuration: Configuration, seed: int) -> dict[str, Any]:
-    """All that decides the outcome of a training."""
+    """What a training is known by: all that a study chooses."""
     return {
         "configuration": configuration.name,
         "seed": seed,

@@ -2,7 +2,8 @@
 
 Zhu & Gupta 2017 compare networks at equal non-zeros, and remind that a sparse format
 has an overhead: a bit mask costs one bit for every weight, compressed sparse rows an
-index for every non-zero. A leaf is stored sparse only where that is smaller.
+index for every non-zero. A leaf is stored sparse only where that is smaller. Bytes are
+those of the arrays alone; `gradprune_jax.export.storage_report` has those of a file.
 """
 
 from __future__ import annotations

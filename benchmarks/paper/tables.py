@@ -49,10 +49,11 @@ def _beside_baseline(study: Study, rows: Sequence[Row]) -> list[str]:
     (reference,) = (row for row in rows if row.name == study.reference)
     metric, other = study.metric, study.baseline.value
     value = reference.mean(metric.name)
-    beats = "beats" if metric.gain(value, other) > 0 else "does not beat"
+    beats = metric.gain(value, other) > 0
     return [
-        f"The dense network ({reference.name}) {beats} {study.baseline.name}: "
-        f"{metric.title} {metric.show(value)} against {metric.show(other)}."
+        f"The dense network ({reference.name}) {'beats' if beats else 'does not beat'} "
+        f"{study.baseline.name}: {metric.title} {metric.show(value)} against "
+        f"{metric.show(other)}{'' if beats else f': {study.baseline.reason}'}."
     ]
 
 
@@ -63,13 +64,16 @@ def _ablation(study: Study, first: Row, row: Row) -> str:
     gain = metric.gain(value, reference)
     spread = max(row.spread(metric.name), first.spread(metric.name))
     differs = abs(gain) > spread
+    said = f"{row.name[0].upper()}{row.name[1:]}: {value - reference:+.2f}"
+    if study.seeds == 1:
+        return f"{said}, of one seed: not enough to tell."
     said = (
-        f"{row.name[0].upper()}{row.name[1:]}: {value - reference:+.2f}, "
-        f"{'beyond' if differs else 'within'} the spread of seeds ({spread:.2f})."
+        f"{said}, {'beyond' if differs else 'within'} the spread of seeds "
+        f"({spread:.2f})."
     )
-    remark = study.remarks.get(row.name)
-    if remark is None:
-        return said
+    remark = study.remarks[row.name]
+    if remark.expects is None:
+        return f"{said} {remark.text}."
     if differs == (remark.expects == "worse") and (gain < 0 or not differs):
         verdict = "that holds here"
     else:
@@ -119,7 +123,7 @@ def _provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -
     return (
         f"{study.source}; {records[0]['steps']:,} steps each, means of {study.seeds} "
         f"{'seeds' if study.seeds > 1 else 'seed'} with the spread between them; "
-        f"{minutes:.0f} minutes of training. Written by `{command}` at commit "
-        f"{distinct('commit')} on {distinct('machine')}, {distinct('date')}, jax "
-        f"{distinct('jax')}."
+        f"{minutes:.0f} minutes of training at commit {distinct('commit')} on "
+        f"{distinct('machine')}, {distinct('date')}, jax {distinct('jax')}. Written by "
+        f"`{command}`."
     )

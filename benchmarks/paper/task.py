@@ -14,8 +14,8 @@ import optax
 
 import gradprune_jax as gp
 
-# Gale, Elsen and Hooker (2019, section 4) find the best windows to begin about a third
-# into training and to end before the learning rate is low.
+# Zhu & Gupta 2017, section 3: begin after some training, and end while the learning
+# rate still allows to recover.
 _WINDOW = (0.25, 0.75)
 _MASK_UPDATES = 50
 _WARM_UP = 0.05
@@ -126,10 +126,12 @@ class Baseline:
     Attributes:
       name: of another kind of model.
       value: what it reaches, in the metric of the study.
+      reason: why networks may fall short of it.
     """
 
     name: str
     value: float
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +141,11 @@ class Remark:
     Attributes:
       text: the remark.
       expects: whether the configuration should then do worse than the reference, or
-        the same.
+        the same; None if the paper does not say.
     """
 
     text: str
-    expects: Literal["worse", "same"]
+    expects: Literal["worse", "same"] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Row:
     Attributes:
       name: of the configuration.
       is_sparse: whether it was pruned.
-      parameters, nonzero: numbers of weights.
+      nonzero: the number of weights that are not zero.
       bytes: by layout.
       metrics: the value of each seed, by metric.
       seconds: of all its trainings.
@@ -29,7 +29,6 @@ class Row:
 
     name: str
     is_sparse: bool
-    parameters: int
     nonzero: int
     bytes: dict[str, int]
     metrics: dict[str, list[float]]
@@ -61,7 +60,6 @@ def rows(study: Study, records: Sequence[dict[str, Any]]) -> list[Row]:
             Row(
                 name=configuration.name,
                 is_sparse=bool(configuration.rules),
-                parameters=own[0]["parameters"],
                 nonzero=_mean([each["nonzero"] for each in own]),
                 bytes={
                     layout: _mean([each["bytes"][layout] for each in own])
@@ -111,26 +109,31 @@ def _beside_dense(metric: Metric, row: Row, dense: Sequence[Row]) -> str:
     """A pruned network beside the dense ones, at its number of non-zeros."""
     size = f"{row.name}, {_millions(row.nonzero)} non-zeros"
     here, smallest = row.mean(metric.name), dense[-1]
+
+    def noted(gain: float, *others: Row) -> str:
+        noise = max(each.spread(metric.name) for each in (row, *others))
+        return "; within the spread of seeds" if abs(gain) <= noise else ""
+
     other = _at(dense, row.nonzero, metric.name)
     if other is not None:
         gain = metric.gain(here, other)
         larger = [each for each in dense if each.nonzero >= row.nonzero][-1]
         smaller = next(each for each in dense if each.nonzero <= row.nonzero)
-        noise = max(each.spread(metric.name) for each in (row, larger, smaller))
         return (
             f"At equal non-zeros large-sparse ({size}) "
             f"{'beats' if gain > 0 else 'loses to'} small-dense: {metric.title} "
             f"{metric.show(here)} against {metric.show(other)}, interpolated"
-            f"{'; within the spread of seeds' if abs(gain) <= noise else ''}."
+            f"{noted(gain, larger, smaller)}."
         )
     if row.nonzero > dense[0].nonzero:
         return ""
     other = smallest.mean(metric.name)
+    gain = metric.gain(here, other)
     return (
         f"Large-sparse ({size}) has {smallest.nonzero / row.nonzero:.1f} times fewer "
         f"non-zeros than the smallest dense network ({smallest.name}) and is "
-        f"{'better' if metric.gain(here, other) > 0 else 'worse'}: {metric.title} "
-        f"{metric.show(here)} against {metric.show(other)}."
+        f"{'better' if gain > 0 else 'worse'}: {metric.title} "
+        f"{metric.show(here)} against {metric.show(other)}{noted(gain, smallest)}."
     )
 
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 import gradprune_jax as gp
 from benchmarks.paper import storage
-from benchmarks.paper.task import Configuration
+from benchmarks.paper.task import Configuration, Task
 
 _REPORT_EVERY = 10  # reading a loss waits for the device: not at every step
 
@@ -39,22 +39,23 @@ class State(NamedTuple):
     carried: Any
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(task: Task, key: jax.Array) -> tuple[Any, Any]:
+    """A task's beginning; one program for all that begin alike, pruned or not."""
+    return task.init(key)
+
+
 class _Program(NamedTuple):
     """A configuration's compiled functions, shared by its seeds."""
 
-    init: Callable[[jax.Array], State]
+    init: Callable[[Any], Any]
     step: Callable[[State, Any, jax.Array], tuple[State, jax.Array]]
 
 
 @functools.lru_cache(maxsize=1)
 def _program(configuration: Configuration) -> _Program:
-    """The initialisation, and a step that reuses the memory of the old state."""
+    """The optimizer's beginning, and a step that reuses the old state's memory."""
     task, tx = configuration.task, configuration.optimizer()
-
-    def init(key: jax.Array) -> State:
-        params, carried = task.init(key)
-        zero = jnp.zeros((), jnp.int32)
-        return State(zero, jnp.zeros(()), params, tx.init(params), carried)
 
     def step(state: State, batch: Any, key: jax.Array) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(key, state.step)
@@ -66,7 +67,7 @@ def _program(configuration: Configuration) -> _Program:
         state = State(state.step + 1, state.seconds, params, opt_state, carried)
         return state, loss
 
-    return _Program(jax.jit(init), jax.jit(step, donate_argnums=0))
+    return _Program(jax.jit(tx.init), jax.jit(step, donate_argnums=0))
 
 
 def train(
@@ -94,7 +95,10 @@ def train(
     """
     task, program = configuration.task, _program(configuration)
     init_key, step_key = jax.random.split(jax.random.key(seed))
-    state = program.init(init_key)
+    params, carried = _begin(task, init_key)
+    state = State(
+        jnp.zeros((), jnp.int32), jnp.zeros(()), params, program.init(params), carried
+    )
     with _checkpoints(folder) as manager:
         state = _restore(manager, state)
         begun = saved = time.monotonic()
