@@ -13,10 +13,10 @@ demo: $(VENV)/installed-demo
 	$(BIN)/gradprune demo --force
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup gradprune_jax tests docs README.md
+	$(BIN)/python -m pytest -n 2 --dist loadfile gradprune_jax tests docs README.md
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadgroup -o addopts="" tests
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -o addopts="" tests
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

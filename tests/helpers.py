@@ -9,6 +9,11 @@ import gradprune_jax as gp
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._shards import whole
 
+# Options for jax.jit that take back what `conftest` turns off.
+AS_FOR_USERS = {"xla_backend_optimization_level": 3}
+if jax.__version_info__ < (0, 11):
+    AS_FOR_USERS["xla_cpu_use_fusion_emitters"] = True
+
 
 def enable_x64():
     """64-bit types inside the block; the context manager moved in newer JAX."""

@@ -20,9 +20,6 @@ from gradprune_jax.demo import training
 
 SMALL = ("--limit", "128", "--epochs", "2", "--model", "nnx", "--sparsity", "0.5")
 
-# Of the programs that these tests share, one worker compiles each once.
-training_once = pytest.mark.xdist_group("demo")
-
 
 def invoke(*arguments):
     return CliRunner().invoke(_cli.build(), [*map(str, arguments)])
@@ -38,7 +35,6 @@ def no_training(monkeypatch):
     monkeypatch.setattr(training, "train", train)
 
 
-@training_once
 def test_demo_writes_its_files_and_says_so(tmp_path):
     result = invoke("demo", *SMALL, "--out", tmp_path / "new" / "out")
     assert result.exit_code == 0, result.output
@@ -57,7 +53,6 @@ def test_demo_writes_its_files_and_says_so(tmp_path):
     assert "sparsity" in result.stderr
 
 
-@training_once
 def test_json_is_all_that_stdout_gets_and_is_reproducible(tmp_path):
     arguments = ("demo", *SMALL, "--json", "--out", tmp_path)
     results = [invoke(*arguments, "--force") for _ in range(2)]
@@ -70,7 +65,6 @@ def test_json_is_all_that_stdout_gets_and_is_reproducible(tmp_path):
     assert first["pruned_weights_not_zero"] == 0
 
 
-@training_once
 @pytest.mark.parametrize("sparsity", [0, 1])
 def test_all_is_left_or_nothing(tmp_path, sparsity):
     limits = ("--limit", "1", "--epochs", "1")

@@ -13,7 +13,6 @@ from gradprune_jax import _paths
 from gradprune_jax.demo import data, learners, models, results, training
 
 APIS = ("linen", "nnx")
-pytestmark = pytest.mark.xdist_group("demo")  # one worker trains for all tests
 
 
 @pytest.fixture(scope="module", params=APIS)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.xdist_group("faults")  # which share trainings
 
 ROOT = pathlib.Path(__file__).parents[1]
 RNG = random.Random(0)

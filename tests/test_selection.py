@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import gradprune_jax as gp
 from tests import oracle
-from tests.helpers import enable_x64, update_to
+from tests.helpers import AS_FOR_USERS, enable_x64, update_to
 
 FLOAT8 = [
     "float8_e4m3fn",
@@ -36,7 +36,8 @@ TREES = {
 @functools.cache
 def compiled_update(rule, shapes):
     del shapes  # a program for each
-    return jax.jit(functools.partial(update_to, rule))
+    update = functools.partial(update_to, rule)
+    return jax.jit(update, compiler_options=AS_FOR_USERS)
 
 
 def assert_exact(rule, weights, masks, sparsity, **fields):
@@ -65,11 +66,16 @@ sparsities = st.one_of(
 )
 
 
-@pytest.mark.parametrize("shapes", TREES.values(), ids=TREES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("dtype", "shapes"),
+    [
+        *(("float32", shapes) for shapes in TREES.values()),
+        *((dtype, TREES["vector and matrix"]) for dtype in ("bfloat16", "float16")),
+    ],
+)
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 @given(seed=seeds, sparsity=sparsities)
-def test_agrees_with_a_stable_sort(shapes, dtype, allocation, seed, sparsity):
+def test_agrees_with_a_stable_sort(dtype, shapes, allocation, seed, sparsity):
     rule = gp.Rule(SCHEDULE, allocation=allocation)
     weights, masks = draw(seed, shapes, [dtype] * len(shapes))
     assert_exact(rule, weights, masks, sparsity, allocation=allocation)
@@ -120,7 +126,7 @@ def test_each_slice_of_a_stacked_leaf_has_a_threshold_of_its_own(
     assert_exact(rule, weights, masks, sparsity, stack_axis=stack_axis)
 
 
-@pytest.mark.parametrize("min_density", [0.05, 0.34, 1.0])
+@pytest.mark.parametrize("min_density", [0.34, 1.0])
 @given(seed=seeds, sparsity=sparsities)
 def test_min_density_keeps_a_floor_of_every_leaf(min_density, seed, sparsity):
     rule = gp.Rule(SCHEDULE, allocation="global", min_density=min_density)
