@@ -261,6 +261,8 @@ def test_pictures_need_matplotlib_and_leave_pyplot_alone(monkeypatch, draw, argu
         draw(argument)
 
 
+# Its first rendering looks at every name of NumPy, deprecated ones too.
+@pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")
 def test_masks_show_themselves_in_notebooks():
     _, opt_state = pruned({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
     text = treescope.render_to_text(gp.get_masks(opt_state))
