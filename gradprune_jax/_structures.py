@@ -226,6 +226,7 @@ class Channel:
 
 
 Structure = Unstructured | NM | Block | Channel
+"""Any of the structures: what `structure` of a rule may be, besides None."""
 
 
 def slice_shape(shape: Shape, stack_axis: int | None) -> Shape:
