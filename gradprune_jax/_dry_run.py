@@ -35,6 +35,8 @@ def plan(
     allocation: Allocation = "uniform",
     stack_axis: int | None = None,
     min_density: float = 0.0,
+    min_per_channel: int = 0,
+    output_axis: int | None = None,
 ) -> Plan:
     """A dry run: which parameters are pruned, how far, when, and at what cost.
 
@@ -48,6 +50,8 @@ def plan(
       allocation: how the sparsity is shared out.
       stack_axis: the axis along which layers are stacked.
       min_density: the fraction that each leaf keeps at least.
+      min_per_channel: the weights that each output channel keeps at least.
+      output_axis: the axis of output channels; None is the last.
 
     Returns:
       The plan; ``print(plan(...))`` shows it as a table.
@@ -75,6 +79,8 @@ def plan(
         allocation=allocation,
         stack_axis=stack_axis,
         min_density=min_density,
+        min_per_channel=min_per_channel,
+        output_axis=output_axis,
     )
     for position, rule in enumerate(rules):
         _check_schedule(position, rule.schedule, total_steps)

@@ -32,6 +32,8 @@ def prune(
     allocation: Allocation = "uniform",
     stack_axis: int | None = None,
     min_density: chex.Numeric = 0.0,
+    min_per_channel: chex.Numeric = 0,
+    output_axis: int | None = None,
 ) -> tuple[Any, Any]:
     r"""Prunes parameters at once: the selection of a mask update, with no training.
 
@@ -47,6 +49,8 @@ def prune(
       allocation: ``"uniform"``, ``"global"`` or ``"erk"``.
       stack_axis: the axis along which layers are stacked.
       min_density: under global allocation, the fraction that each leaf keeps at least.
+      min_per_channel: the weights that each output channel keeps at least.
+      output_axis: the axis of output channels; None is the last.
 
     Returns:
       The pruned parameters, and the masks: bool arrays, True where a weight is kept,
@@ -72,6 +76,8 @@ def prune(
         allocation=allocation,
         stack_axis=stack_axis,
         min_density=min_density,
+        min_per_channel=min_per_channel,
+        output_axis=output_axis,
     )
     leaves = _paths.named_leaves(params)
     own = selected_leaves(rule, params)
@@ -94,11 +100,12 @@ def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     program = dataclasses.replace(rule, where=None)
     arguments = {}
     if rule.allocation != "erk" or not schedule.is_concrete:
-        arguments["sparsity"] = schedule.final_sparsity
+        arguments["schedule"] = schedule.final_sparsity
         program = dataclasses.replace(program, schedule=None)
-    if is_traced(rule.min_density):
-        arguments["min_density"] = rule.min_density
-        program = dataclasses.replace(program, min_density=0.0)
+    for floor, known in (("min_density", 0.0), ("min_per_channel", 1)):
+        if is_traced(getattr(rule, floor)):
+            arguments[floor] = getattr(rule, floor)
+            program = dataclasses.replace(program, **{floor: known})
     return _compiled_select(program, arguments, weights)
 
 
@@ -106,12 +113,12 @@ def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
 def _compiled_select(
     rule: Rule, arguments: dict[str, Any], weights: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """The masks of one rule's leaves, with what is left out of the rule."""
-    if "sparsity" in arguments:
-        schedule = one_shot_schedule(arguments["sparsity"], 0)
-        rule = dataclasses.replace(rule, schedule=schedule)
-    if "min_density" in arguments:
-        rule = dataclasses.replace(rule, min_density=arguments["min_density"])
+    """The masks of one rule's leaves, with the fields that are left out of the rule."""
+    fields: dict[str, Any] = {
+        name: one_shot_schedule(value, 0) if name == "schedule" else value
+        for name, value in arguments.items()
+    }
+    rule = dataclasses.replace(rule, **fields)
     masks = [jnp.ones_like(leaf, dtype=bool) for leaf in weights]
     shards = [whole(np.shape(leaf)) for leaf in weights]
     return update_masks(rule, jnp.int32(0), weights, masks, shards)

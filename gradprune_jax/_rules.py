@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -14,8 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import as_decimal, check_fraction, is_traced
-from gradprune_jax._structures import NM, Structure, Unstructured, leaf_block
+from gradprune_jax._checks import as_decimal, check_fraction, check_integer, is_traced
+from gradprune_jax._structures import (
+    NM,
+    Block,
+    Channel,
+    Structure,
+    Unstructured,
+    leaf_block,
+    slice_shape,
+)
 
 if TYPE_CHECKING:
     from gradprune_jax._schedules import SparsitySchedule
@@ -75,6 +84,13 @@ class Rule:
         the allocation is global, with a threshold of its own.
       min_density: under global allocation, the fraction of every leaf that is kept at
         least, in [0, 1], so that no layer collapses. May be a tracer.
+      min_per_channel: the weights that stay at least in every slice along the output
+        axis, whatever the allocation; a slice that has fewer keeps them all. No filter
+        dies then, which layers need that divide a kernel by its own deviation or norm
+        (weight standardisation, WeightNorm). May be a tracer.
+      output_axis: the axis of output channels, for `min_per_channel`; of a stacked
+        leaf, an axis of its slices. None is the last, as in Flax, Haiku and Keras;
+        kernels of Equinox and PyTorch, (out, in, ...), have 0.
 
     Raises:
       ValueError: if a field is not one of the values above.
@@ -91,6 +107,8 @@ class Rule:
     allocation: Allocation = "uniform"
     stack_axis: int | None = None
     min_density: Any = 0.0
+    min_per_channel: Any = 0
+    output_axis: int | None = None
 
     def __post_init__(self) -> None:
         _check_schedule(self.schedule)
@@ -101,7 +119,8 @@ class Rule:
                 f"allocation is {self.allocation!r}; it must be one of "
                 f"{get_args(Allocation)}."
             )
-        _check_stack_axis(self.stack_axis)
+        _check_axis("stack_axis", self.stack_axis)
+        _check_axis("output_axis", self.output_axis)
         density = check_fraction("min_density", self.min_density)
         if not is_traced(density):
             density = as_decimal(self.min_density)
@@ -114,6 +133,13 @@ class Rule:
             raise ValueError(
                 f"min_density is {self.min_density!r} with allocation="
                 f"{self.allocation!r}; it is a floor under allocation='global' alone."
+            )
+        least = check_integer("min_per_channel", self.min_per_channel, minimum=0)
+        object.__setattr__(self, "min_per_channel", least)
+        if self.output_axis is not None and _is_zero(least):
+            raise ValueError(
+                f"output_axis is {self.output_axis} with min_per_channel=0; it says "
+                "along which axis min_per_channel counts, so give both or neither."
             )
 
     def matches(self, path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
@@ -177,8 +203,7 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
             raise TypeError(f"rule {position} of the list is {rule!r}, not a Rule.")
     defaults = {field.name: field.default for field in dataclasses.fields(Rule)}
     for name, value in fields.items():
-        given = _is_nonzero(value) if name == "min_density" else value != defaults[name]
-        if given:
+        if not is_traced(value) and bool(value != defaults[name]):
             raise ValueError(
                 f"{name} is {value!r} beside a list of rules; write it in the rules: "
                 f"Rule(schedule, {name}={value!r})."
@@ -275,6 +300,57 @@ def _check_prunable(leaf: _paths.Leaf, shape: tuple[int, ...], rule: Rule) -> No
             f"{leaf.name!r} has shape {shape}, which {rule.structure!r} of its rule "
             f"({rule}) does not fit: {error}."
         ) from None
+    if _is_nonzero(rule.min_per_channel):
+        _check_channels(leaf.name, slice_shape(shape, axis), rule)
+
+
+def _check_channels(name: str, shape: tuple[int, ...], rule: Rule) -> None:
+    """Refuses a structure with which min_per_channel cannot hold or be counted.
+
+    Args:
+      name: the leaf.
+      shape: its shape; of a stacked leaf, that of a slice.
+      rule: its rule, with a min_per_channel that is known and not 0.
+    """
+    wanted = f"min_per_channel={rule.min_per_channel} of its rule ({rule})"
+    axis = -1 if rule.output_axis is None else rule.output_axis
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"{name!r} has the axes {shape}, without the output axis {axis} of "
+            f"{wanted}; narrow the rule, or set output_axis."
+        )
+    axis %= len(shape)
+    match rule.structure:
+        case Channel(axis=channels) if channels % len(shape) == axis:
+            raise ValueError(
+                f"{name!r} is pruned by {rule.structure!r}, which drops whole output "
+                f"channels, against {wanted}; leave one of the two out."
+            )
+        case NM(axis=groups) if groups % len(shape) == axis:
+            raise ValueError(
+                f"{name!r} is pruned by {rule.structure!r}, whose groups lie along the "
+                f"output axis {axis}, so nothing holds {wanted}; put the groups along "
+                "the axis of inputs, or set output_axis."
+            )
+        case NM(keep=keep, of=of):
+            weights = math.prod(shape) // max(shape[axis], 1)
+            kept = weights // of * keep
+            if kept < min(rule.min_per_channel, weights):
+                raise ValueError(
+                    f"{name!r} keeps {kept} weights of each output channel by "
+                    f"{rule.structure!r}, fewer than {wanted}; lower min_per_channel "
+                    f"to {kept}, or narrow the rule."
+                )
+        case Block():
+            block = rule.structure.block_shape(shape)
+            for other, (size, length) in enumerate(zip(shape, block, strict=True)):
+                if other != axis and size % length:
+                    raise ValueError(
+                        f"{name!r} has the axes {shape}, and the blocks of "
+                        f"{rule.structure!r} are cut short on axis {other}, so they "
+                        f"cannot be counted against {wanted}; choose blocks whose "
+                        f"length there divides {size}."
+                    )
 
 
 def _check_schedule(schedule: Any) -> None:
@@ -326,21 +402,25 @@ def _check_pattern(rule: Rule) -> None:
         )
 
 
-def _check_stack_axis(stack_axis: Any) -> None:
+def _check_axis(name: str, axis: Any) -> None:
     try:
-        valid = stack_axis is None or (
-            not isinstance(stack_axis, bool | jax.Array)
-            and operator.index(stack_axis) is not None
+        valid = axis is None or (
+            not isinstance(axis, bool | jax.Array) and operator.index(axis) is not None
         )
     except TypeError:
         valid = False
     if not valid:
         raise ValueError(
-            f"stack_axis is {stack_axis!r}; it must be a Python integer or None. Under "
-            "optax.inject_hyperparams it needs static_args='stack_axis'."
+            f"{name} is {axis!r}; it must be a Python integer or None. Under "
+            f"optax.inject_hyperparams it needs static_args={name!r}."
         )
 
 
 def _is_nonzero(value: Any) -> bool:
     """Whether a number is known now and is not zero."""
     return not is_traced(value) and bool(value != 0)
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a number is known now and is zero."""
+    return not is_traced(value) and bool(value == 0)

@@ -164,12 +164,19 @@ def test_a_stack_axis_that_is_not_there_is_refused():
         (dict(min_density="a", allocation="global"), "min_density is 'a'"),
         (dict(structure=gp.Unstructured), "structure is <class"),
         (dict(min_density=0.5), "floor under allocation='global'"),
+        (dict(min_per_channel=-1), "min_per_channel is -1; it must be an integer"),
+        (dict(min_per_channel=0.5), "min_per_channel is 0.5"),
+        (dict(min_per_channel=True), "min_per_channel is True"),
+        (dict(min_per_channel=1, output_axis=0.5), "output_axis is 0.5"),
+        (dict(min_per_channel=1, output_axis=jnp.array(0)), "static_args"),
+        (dict(output_axis=0), "output_axis is 0 with min_per_channel=0"),
     ],
 )
 def test_fields_that_make_no_sense_are_refused(fields, message):
-    for attempt in (gp.gradual_prune, gp.Rule):
-        with pytest.raises(ValueError, match=message):
-            attempt(SCHEDULE, **fields)
+    with pytest.raises(ValueError, match=message):
+        gp.Rule(SCHEDULE, **fields)
+    with pytest.raises(ValueError, match=message):
+        gp.plan(SCHEDULE, PARAMS, **fields)
 
 
 @pytest.mark.parametrize("number", [np.float32, jnp.float32, float])
@@ -177,6 +184,87 @@ def test_a_floor_is_the_decimal_that_it_prints_as(number):
     rule = gp.Rule(SCHEDULE, allocation="global", min_density=number(0.1))
     assert rule.min_density == 0.1
     assert hash(rule) == hash(gp.Rule(SCHEDULE, allocation="global", min_density=0.1))
+
+
+@pytest.mark.parametrize("number", [np.int64, jnp.int32, np.uint8, int])
+def test_a_floor_of_channels_is_a_python_integer(number):
+    rule = gp.Rule(SCHEDULE, min_per_channel=number(3), output_axis=0)
+    assert type(rule.min_per_channel) is int
+    assert rule == gp.Rule(SCHEDULE, min_per_channel=3, output_axis=0)
+    assert hash(rule) == hash(gp.Rule(SCHEDULE, min_per_channel=3, output_axis=0))
+
+
+def test_a_floor_of_channels_may_be_traced():
+    """inject_hyperparams makes arrays of numbers, tracers under jit."""
+
+    def trace(least):
+        gp.plan(SCHEDULE, PARAMS, min_per_channel=least, output_axis=0)
+        gp.plan([gp.Rule(SCHEDULE)], PARAMS, min_per_channel=least)
+        return least
+
+    jax.eval_shape(trace, 2)
+
+
+CHANNELS = {"a": {"kernel": jnp.ones((6, 8))}, "b": {"kernel": jnp.ones((3, 6, 8))}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(structure=gp.Channel()), "'a/kernel'.*drops whole output channels"),
+        (dict(structure=gp.Channel(0), output_axis=0), "'a/kernel'.*drops whole"),
+        (dict(structure=gp.Channel(1)), "'a/kernel'.*min_per_channel=2.*leave one"),
+        (dict(structure=gp.NM(2, 4, axis=-1)), "'a/kernel'.*along the output axis 1"),
+        (
+            dict(structure=gp.NM(2, 3, axis=0), output_axis=0),
+            "'a/kernel'.*along the output axis 0",
+        ),
+        (
+            dict(structure=gp.NM(1, 6)),
+            "'a/kernel' keeps 1 weights of each.*fewer than min_per_channel=2.*to 1",
+        ),
+        (
+            dict(structure=gp.Block((4, 8))),
+            "'a/kernel'.*cut short on axis 0.*ides 6",
+        ),
+        (
+            dict(output_axis=2),
+            "'a/kernel' has the axes .6, 8., without the output",
+        ),
+        (
+            dict(output_axis=2, stack_axis=0, where="b/kernel"),
+            "'b/kernel' has the axes .6, 8., without the output axis 2",
+        ),
+    ],
+)
+def test_structures_with_which_no_floor_of_channels_holds(fields, message):
+    pattern = fields.get("structure")
+    final = 1 - pattern.keep / pattern.of if isinstance(pattern, gp.NM) else 0.5
+    schedule = gp.one_shot_schedule(final, 0)
+    with pytest.raises(ValueError, match=message):
+        gp.plan(schedule, CHANNELS, min_per_channel=2, **fields)
+    with pytest.raises(ValueError, match=message):
+        gp.prune(CHANNELS, schedule.final_sparsity, min_per_channel=2, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(structure=gp.Unstructured()),
+        dict(structure=gp.Block((3, 5))),
+        dict(structure=gp.Block((4, 4)), output_axis=-2),
+        dict(structure=gp.Channel(-2)),
+        dict(structure=gp.Channel(), output_axis=0),
+        dict(structure=gp.NM(1, 2)),
+        dict(structure=gp.NM(2, 4, axis=-1), output_axis=0),
+        dict(allocation="global"),
+        dict(allocation="erk"),
+    ],
+)
+def test_structures_with_which_a_floor_of_channels_holds(fields):
+    assert gp.plan(SCHEDULE, CHANNELS, min_per_channel=2, **fields).pruned
+    empty = {"kernel": jnp.ones((0, 8))}
+    assert gp.plan(SCHEDULE, empty, min_per_channel=2, **fields).pruned
 
 
 def test_the_default_is_the_same_rule_named_or_not():
@@ -220,6 +308,10 @@ def test_rules_come_without_fields_beside_them():
         gp.gradual_prune([gp.Rule(SCHEDULE)], where="head/.*")
     with pytest.raises(ValueError, match="write it in the rules"):
         gp.plan([gp.Rule(SCHEDULE)], PARAMS, min_density=0.1)
+    with pytest.raises(ValueError, match="min_per_channel is 1 beside a list"):
+        gp.plan([gp.Rule(SCHEDULE)], PARAMS, min_per_channel=1)
+    with pytest.raises(ValueError, match="output_axis is 0 beside a list"):
+        gp.plan([gp.Rule(SCHEDULE)], PARAMS, output_axis=0)
 
 
 def test_plan_is_a_table_made_without_arrays():
