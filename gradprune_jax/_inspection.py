@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _paths
+from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
 from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
@@ -23,8 +24,9 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     .. math:: |\{i : w_i = 0\}| / n \quad \mathrm{or} \quad |\{i : \neg m_i\}| / n
 
     Args:
-      tree: parameters (floating leaves) or masks (bool leaves), plain or boxed; other
-        leaves, and the dense leaves of masks, do not count. Traced or not.
+      tree: parameters (floating leaves) or masks (bool leaves), plain or boxed, or a
+        whole Equinox or nnx model; other leaves, and the dense leaves of masks, do not
+        count. Traced or not. Leaves may lie on different devices.
 
     Returns:
       float32 scalars by path, and ``"total"`` over all weights together.
@@ -34,16 +36,17 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
       >>> {path: float(fraction) for path, fraction in fractions.items()}
       {'bias': 0.0, 'kernel': 0.5, 'total': 0.25}
     """
-    zeros: dict[str, jax.Array] = {}
+    zeros: dict[str, Count] = {}
     sizes: dict[str, int] = {}
-    for leaf in _paths.named_leaves(tree):
+    for leaf in _paths.named_leaves(_paths.parameters(tree)):
         if is_countable(leaf.value):
             # The name of all weights together is not to be hidden by a parameter's.
             name = leaf.name if leaf.name != "total" else "['total']"
             zeros[name] = _count_zeros(leaf.value)
             sizes[name] = np.size(leaf.value)
-    fractions = {name: _fraction([zeros[name]], sizes[name]) for name in zeros}
-    return fractions | {"total": _fraction(zeros.values(), sum(sizes.values()))}
+    total = functools.reduce(_add, _together(list(zeros.values())), _exactly(0))
+    fractions = {name: _fraction(zeros[name], sizes[name]) for name in zeros}
+    return fractions | {"total": _fraction(total, sum(sizes.values()))}
 
 
 def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
@@ -101,7 +104,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       >>> {name: float(value) for name, value in scalars.items()}
       {'count': 0.0, 'sparsity/kernel': 0.0, 'sparsity/total': 0.0}
     """
-    counts = [jnp.asarray(state.count) for state in prune_states(opt_state)]
+    counts = _together([jnp.asarray(s.count) for s in prune_states(opt_state)])
     fractions = sparsity(get_masks(opt_state))
     return {"count": jnp.max(jnp.stack(counts))} | {
         f"sparsity/{name}": fraction for name, fraction in fractions.items()
@@ -109,17 +112,18 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def check_pruned(params: Any, opt_state: Any) -> None:
-    """Checks the promise: every pruned weight is zero, and every weight is finite.
+    """Checks the promise: every pruned weight is +0.0, and every weight is finite.
 
     Args:
       params: the parameters, plain or boxed, as they are after
-        ``optax.apply_updates``; of an nnx model ``nnx.state(model, nnx.Param)``. Not
-        under jit.
+        ``optax.apply_updates``; or a whole Equinox or nnx model, of which nnx's
+        ``nnx.Param`` are taken (of others: ``nnx.state(model, ...)``). Not under jit.
       opt_state: the optimizer's state, as for :func:`get_masks`.
 
     Raises:
-      ValueError: naming each path and its count, if a pruned weight is not zero or a
-        weight is not finite; or if the masks do not fit the parameters.
+      ValueError: naming each path and its count, if a pruned weight is not +0.0 or a
+        weight is not finite, with what may have caused it; or if the masks do not fit
+        the parameters.
 
     Example:
       >>> import gradprune_jax as gp
@@ -128,6 +132,7 @@ def check_pruned(params: Any, opt_state: Any) -> None:
       >>> check_pruned(params, tx.init(params))
     """
     failures = []
+    advice: dict[str, str] = {}
     for name, leaf, mask in pair_with_masks(params, get_masks(opt_state)):
         if is_traced(leaf):
             raise ValueError(
@@ -136,17 +141,13 @@ def check_pruned(params: Any, opt_state: Any) -> None:
             )
         if not is_countable(leaf):
             continue
-        not_finite, revived = map(int, _count_failures(leaf, mask))
-        if not_finite:
-            failures.append(f"{name!r}: {not_finite} weights are not finite")
-        if revived:
-            failures.append(f"{name!r}: {revived} pruned weights are not zero")
+        found = _failures(leaf, None if is_dense(mask) else mask)
+        for failure, count in found._asdict().items():
+            if number := int(arithmetic.as_integer(count)):
+                failures.append(f"{name!r}: {number} {_FAILURES[failure][0]}")
+                advice[failure] = _FAILURES[failure][1]
     if failures:
-        raise ValueError(
-            "; ".join(failures) + ". gradual_prune must be the last link of the chain, "
-            "and nothing may change the parameters after optax.apply_updates. A weight "
-            "that is not finite cannot be zeroed by an update."
-        )
+        raise ValueError(f"{'; '.join(failures)}. {' '.join(advice.values())}")
 
 
 def is_countable(leaf: Any) -> bool:
@@ -157,13 +158,47 @@ def is_countable(leaf: Any) -> bool:
     )
 
 
+class _Failures(NamedTuple):
+    """How many weights break the promise, by what is wrong with them."""
+
+    not_finite: Count
+    revived: Count
+    negative: Count
+
+
+# What is wrong, and what to do about it.
+_FAILURES = {
+    "not_finite": (
+        "weights are not finite",
+        "NaN or infinity means that the training diverged, or began with such weights: "
+        "look at the loss, the learning rate and the data. No update can turn them "
+        "into zero.",
+    ),
+    "revived": (
+        "pruned weights are not zero",
+        "A pruned weight comes back where something changes the updates after "
+        "gradual_prune, or the parameters after optax.apply_updates. gradual_prune "
+        "must be the last link of the chain, outside of wrappers that change updates "
+        "(optax.contrib.mechanize, optax.contrib.schedule_free); optax.lookahead is "
+        "not supported. Copies, such as an average of the parameters, need "
+        "apply_masks(copy, masks).",
+    ),
+    "negative": (
+        "pruned weights are -0.0",
+        "A pruned weight is +0.0 after optax.apply_updates; -0.0 comes from a product "
+        "with a mask, or from a change of sign. apply_masks(params, masks) makes it "
+        "+0.0.",
+    ),
+}
+
+
 # Compiled, for op by op each of these would make arrays as large as the leaf.
 
 
 @jax.jit
-def _count_zeros(values: jax.Array) -> jax.Array:
-    """How many values are zero or False, uint32."""
-    return jnp.sum(~is_nonzero(values), dtype=jnp.uint32)
+def _count_zeros(values: jax.Array) -> Count:
+    """How many values are zero or False."""
+    return count_true(~is_nonzero(values))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -174,15 +209,77 @@ def _live_channels(values: jax.Array, axis: int) -> jax.Array:
 
 
 @jax.jit
-def _count_failures(leaf: jax.Array, mask: Any) -> tuple[jax.Array, jax.Array]:
-    """How many weights are not finite, and how many pruned ones are not zero."""
-    not_finite = jnp.sum(~jnp.isfinite(leaf), dtype=jnp.uint32)
-    if is_dense(mask):
-        return not_finite, jnp.uint32(0)
-    return not_finite, jnp.sum(~mask & is_nonzero(leaf), dtype=jnp.uint32)
+def _failures(leaf: jax.Array, mask: jax.Array | None) -> _Failures:
+    """Count what breaks the promise in one leaf; a dense leaf has no mask."""
+    finite = jnp.isfinite(leaf)
+    if mask is None:
+        return _Failures(count_true(~finite), _exactly(0), _exactly(0))
+    nonzero = is_nonzero(leaf)
+    return _Failures(
+        not_finite=count_true(~finite),
+        revived=count_true(~mask & finite & nonzero),
+        negative=count_true(~mask & ~nonzero & jnp.signbit(leaf.astype(jnp.float32))),
+    )
 
 
-def _fraction(counts: Iterable[jax.Array], size: int) -> jax.Array:
-    """The sum of the counts over a size, float32; 0 of nothing."""
-    total = sum((count.astype(jnp.float32) for count in counts), jnp.float32(0))
-    return total / np.float32(max(size, 1))
+def count_true(flags: jax.Array) -> Count:
+    r"""How many flags are True, exact for up to :math:`2^{40}` flags.
+
+    A sum in uint32 wraps at :math:`2^{32}`. So it is taken along some axes only, which
+    together are shorter; what it leaves is summed in two parts, the lower bits and the
+    upper ones.
+    """
+    axes: list[int] = []
+    length = 1
+    for axis in sorted(range(flags.ndim), key=lambda axis: -flags.shape[axis]):
+        if length * flags.shape[axis] < 2**32:
+            axes.append(axis)
+            length *= flags.shape[axis]
+    partial = jnp.sum(flags, axis=tuple(axes), dtype=jnp.uint32)
+    if not partial.ndim:
+        return arithmetic.from_uint32(partial)
+    bits = min(16, 32 - (partial.size - 1).bit_length())
+    lower = jnp.sum(partial & (2**bits - 1), dtype=jnp.uint32)
+    upper = jnp.sum(partial >> bits, dtype=jnp.uint32)
+    shifted = Count(upper >> (32 - bits), upper << bits)
+    return arithmetic.add(shifted, arithmetic.from_uint32(lower))
+
+
+def _fraction(count: Count, size: int) -> jax.Array:
+    """A count over a size, float32: exactly 1 of all, and 0 of nothing."""
+    return _ratio(count, _exactly(max(size, 1)))
+
+
+@jax.jit
+def _ratio(count: Count, size: Count) -> jax.Array:
+    """Both are rounded alike, so that equal counts give exactly 1."""
+    return arithmetic.as_float(count) / arithmetic.as_float(size)
+
+
+def _exactly(number: int) -> Count:
+    """A Python integer as a count."""
+    lanes: Any = map(np.uint32, divmod(number, 2**32))
+    return Count(*lanes)
+
+
+_add = jax.jit(arithmetic.add)
+
+
+def _together(scalars: Any) -> Any:
+    """A tree of scalars, where the first of them is: JAX adds none of other devices.
+
+    Parameters may lie on different parts of a mesh, as in a pipeline. Scalars that are
+    bound to no device, and traced ones, stay as they are.
+    """
+
+    def is_bound(scalar: Any) -> bool:
+        return not is_traced(scalar) and scalar.committed
+
+    bound = [scalar for scalar in jax.tree.leaves(scalars) if is_bound(scalar)]
+
+    def moved(scalar: jax.Array) -> jax.Array:
+        if not is_bound(scalar):
+            return scalar
+        return jax.device_put(scalar, bound[0].sharding)
+
+    return jax.tree.map(moved, scalars)

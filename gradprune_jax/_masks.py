@@ -13,7 +13,7 @@ from flax import nnx
 from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
 from gradprune_jax._magnitudes import is_nonzero
-from gradprune_jax._rules import Rule, Where
+from gradprune_jax._rules import Rule, Where, assign
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
 
 
@@ -64,7 +64,8 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
         are not used.
 
     Returns:
-      The state with these masks, placed on devices as the old ones were.
+      The state with these masks, placed on devices as the old ones were; where the old
+      ones are NumPy arrays, as they are.
 
     Raises:
       ValueError: if the masks do not fit or are not bool.
@@ -97,24 +98,29 @@ def masks_from_params(params: Any, where: Where | None = None) -> Any:
     """Masks that keep the weights that are not zero: those of a sparse model.
 
     Args:
-      params: parameters, plain or boxed.
+      params: parameters, plain or boxed; or a whole Equinox or nnx model, of which
+        nnx's ``nnx.Param`` are taken.
       where: which leaves get a mask, as in :class:`Rule`; None is every floating leaf.
 
     Returns:
       A tree like the parameters': bool arrays, True where a weight is not zero, and
       ``optax.MaskedNode()`` for other leaves.
 
+    Raises:
+      ValueError: if `where` matches no leaf, or one that is not floating.
+
     Example:
       >>> masks = masks_from_params({"kernel": jnp.array([0.0, 0.5]), "step": 3})
       >>> print(masks["kernel"], masks["step"])
       [False  True] MaskedNode()
     """
+    params = _paths.parameters(params)
     treedef: Any = jax.tree.structure(params)
     selection = Rule(schedule=None, where=_is_floating if where is None else where)
+    if where is not None:
+        assign([selection], params)  # refuses one that matches nothing
     masks = [
-        is_nonzero(jnp.asarray(leaf.value))
-        if selection.selects(leaf)
-        else optax.MaskedNode()
+        _mask_of(leaf) if selection.selects(leaf) else optax.MaskedNode()
         for leaf in _paths.named_leaves(params)
     ]
     return _without_variables(treedef.unflatten(masks))
@@ -127,11 +133,14 @@ def apply_masks(tree: Any, masks: Any) -> Any:
     evaluation point of ``schedule_free``, restored or rewound parameters.
 
     Args:
-      tree: parameters, or a tree like them, plain or boxed.
-      masks: masks as :func:`get_masks` returns them.
+      tree: parameters, or a tree like them, plain or boxed; or a whole Equinox or nnx
+        model.
+      masks: masks as :func:`get_masks` returns them. None, which ``equinox.filter``
+        leaves in the place of a function, is no mask.
 
     Returns:
-      The tree, zero where a mask is False. A select: NaN is zeroed too.
+      The tree, zero where a mask is False. A select: NaN is zeroed too. A leaf without
+      a mask is returned as it is; an nnx model as a new one.
 
     Raises:
       ValueError: if the masks do not fit the tree.
@@ -140,23 +149,27 @@ def apply_masks(tree: Any, masks: Any) -> Any:
       >>> print(apply_masks(jnp.array([1.0, -2.0]), jnp.array([True, False])))
       [1. 0.]
     """
-    treedef: Any = jax.tree.structure(tree, is_leaf=is_dense)
-    return treedef.unflatten(
+    params = _paths.parameters(tree)
+    treedef: Any = jax.tree.structure(params, is_leaf=is_dense)
+    masked = treedef.unflatten(
         [
             leaf if is_dense(mask) else jnp.where(mask, leaf, jnp.zeros_like(leaf))
-            for _, leaf, mask in pair_with_masks(tree, masks)
+            for _, leaf, mask in pair_with_masks(params, masks)
         ]
     )
+    return jax.tree.map(_with_parameters, tree, masked, is_leaf=_paths.is_model)
 
 
 def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     """Each leaf's name, the leaf and its mask, whichever of the trees is boxed.
 
     A `MaskedNode` of either tree stands for everything below its path: `optax.masked`
-    and `optax.partition` put one in the place of a whole layer.
+    and `optax.partition` put one in the place of a whole layer. None among the masks
+    does too: `equinox.filter` puts it in the place of a function. Keys are matched by
+    name: a dict and an `OrderedDict` in another order are the same tree.
 
     Args:
-      tree: parameters, or a tree like them.
+      tree: parameters, or a tree like them. An nnx model stands for its parameters.
       masks: their masks.
 
     Returns:
@@ -165,10 +178,12 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     Raises:
       ValueError: if the trees differ, or a mask does not fit its leaf.
     """
+    tree, masks = _paths.parameters(tree), _paths.parameters(masks)
     names = [leaf.name for leaf in _paths.named_leaves(tree, is_dense)]
     pairs = list(_pair((), tree, masks))
     for name, (leaf, mask) in zip(names, pairs, strict=True):
         if not is_dense(mask):
+            _check_arrays(name, leaf, mask)
             check_fits(name, leaf, mask)
     return [(name, *pair) for name, pair in zip(names, pairs, strict=True)]
 
@@ -176,7 +191,7 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
 def _pair(path: _paths.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
     """The leaves of the tree with their masks, level by level."""
     tree, masks = _paths.open_box(tree), _paths.open_box(masks)
-    if is_dense(tree) or is_dense(masks):
+    if is_dense(tree) or _is_no_mask(masks):
         leaves = [tree] if is_dense(tree) else jax.tree.leaves(tree, is_leaf=is_dense)
         yield from ((leaf, optax.MaskedNode()) for leaf in leaves)
         return
@@ -190,9 +205,9 @@ def _pair(path: _paths.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]
 
 def _merge(masks: Any, other: Any, path: _paths.Path = ()) -> Any:
     """What the masks of two links keep together, level by level."""
-    if is_dense(masks):
+    if _is_no_mask(masks):
         return other
-    if is_dense(other):
+    if _is_no_mask(other):
         return masks
     levels = _level(path, masks, other)
     if levels is None:
@@ -212,13 +227,20 @@ def _level(
         return None
     names = None if below is None else [name for name, _ in below]
     mask_names = None if masks_below is None else [name for name, _ in masks_below]
-    if below is None or masks_below is None or names != mask_names:
+    if (
+        below is None
+        or masks_below is None
+        or sorted(name for name, _ in below) != sorted(name for name, _ in masks_below)
+    ):
         raise ValueError(
             f"the masks do not fit the tree: at {_paths.join(path)!r} the tree has "
             f"{_describe(names)}, the masks have {_describe(mask_names)}. A dense leaf "
             "needs optax.MaskedNode() in its place; the masks of several models are "
             "read one at a time."
         )
+    if names != mask_names:  # an OrderedDict keeps the order of its making
+        place = {name: i for i, (name, _) in enumerate(below)}
+        masks_below = sorted(masks_below, key=lambda child: place[child[0]])
     return [
         (name, child, mask)
         for (name, child), (_, mask) in zip(below, masks_below, strict=True)
@@ -228,6 +250,25 @@ def _level(
 def _describe(names: list[str] | None) -> str:
     """What stands at a place of a tree, for an error."""
     return "a leaf" if names is None else f"the keys {names}"
+
+
+def _is_no_mask(mask: Any) -> bool:
+    """Whether nothing below this place is pruned."""
+    return mask is None or is_dense(mask)
+
+
+def _check_arrays(name: str, leaf: Any, mask: Any) -> None:
+    """Refuses a mask of what is no array, and a mask that is none."""
+    if not hasattr(leaf, "shape"):
+        raise ValueError(
+            f"there is a mask for {name!r}, which is {leaf!r} and no array. The masks "
+            "are those of another tree."
+        )
+    if not hasattr(mask, "dtype"):
+        raise ValueError(
+            f"the mask of {name!r} is {mask!r}; it must be an array of bool, or "
+            "optax.MaskedNode() where everything is kept."
+        )
 
 
 def _is_state(node: Any) -> bool:
@@ -258,16 +299,34 @@ def _without_variables(tree: Any) -> Any:
     return jax.tree.map(value, tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
 
 
+def _with_parameters(node: Any, parameters: Any) -> Any:
+    """A new nnx model with these parameters; any other node is exchanged for them."""
+    if not _paths.is_model(node):
+        return parameters
+    graphdef, _, *others = nnx.split(node, nnx.Param, ...)
+    return nnx.merge(graphdef, parameters, *others)
+
+
+def _mask_of(leaf: _paths.Leaf) -> jax.Array:
+    """Where a leaf is not zero."""
+    if not jnp.issubdtype(leaf.value.dtype, jnp.floating):
+        raise ValueError(
+            f"{leaf.name!r} has dtype {leaf.value.dtype}, which is not a floating "
+            "dtype and cannot be pruned; narrow where so that it does not match it."
+        )
+    return is_nonzero(jnp.asarray(leaf.value))
+
+
 def _is_floating(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     """Whether a leaf can be pruned at all."""
     del path
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _in_place_of(old: jax.Array, new: Any) -> jax.Array:
+def _in_place_of(old: Any, new: Any) -> Any:
     """The new mask, laid out over devices as the old one."""
     if is_dense(new):
         return jnp.ones_like(old)
-    if is_traced(old) or is_traced(new):
-        return new
+    if is_traced(old) or is_traced(new) or not isinstance(old, jax.Array):
+        return new  # a restored state may hold NumPy arrays, which are on no device
     return jax.device_put(new, old.sharding)

@@ -11,6 +11,7 @@ import collections
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 from flax.core import meta
 from jax import tree_util
@@ -38,6 +39,24 @@ class Leaf(NamedTuple):
 def is_box(node: Any) -> bool:
     """Whether `node` is a wrapper around one parameter, not a level of the tree."""
     return isinstance(node, _BOXES)
+
+
+def is_model(node: Any) -> bool:
+    """Whether `node` is a whole nnx module, not the state of one."""
+    return isinstance(node, nnx.Pytree)
+
+
+def parameters(tree: Any) -> Any:
+    """The tree with ``nnx.state(model, nnx.Param)`` in place of each nnx model.
+
+    A model also holds batch statistics and random keys, a parameter that is shared
+    twice, and a state of its own; an optimizer and its masks know none of these.
+    """
+
+    def parameters_of(node: Any) -> Any:
+        return nnx.state(node, nnx.Param) if is_model(node) else node
+
+    return jax.tree.map(parameters_of, tree, is_leaf=is_model)
 
 
 def join(path: Path) -> str:
@@ -84,7 +103,7 @@ def children(node: Any) -> list[tuple[str, Any]] | None:
 
 
 def open_box(node: Any) -> Any:
-    """What a box holds, or the node itself if it is none."""
+    """Unwrap a box (an nnx variable or `nn.Partitioned`); return anything else."""
     while is_box(node):
         contents = children(node)
         node = contents[0][1] if contents else None

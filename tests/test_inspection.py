@@ -1,13 +1,19 @@
 """Masks read, set, applied; sparsity, metrics, and the check of the promise."""
 
+import collections
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
+from gradprune_jax import _arithmetic, _inspection
 
 SCHEDULE = gp.one_shot_schedule(0.5, 0)
 
@@ -53,6 +59,20 @@ class TestGetMasks:
         with pytest.raises(ValueError, match="several models"):
             gp.get_masks(states)
 
+    def test_merges_dicts_of_any_order_by_key(self):
+        wide = jnp.array([True, False, True])
+        states = [
+            gp.GradualPruneState(jnp.int32(0), masks)
+            for masks in (
+                {"a": wide, "b": optax.MaskedNode()},
+                collections.OrderedDict(b=None, a=jnp.array([True, True, False])),
+                collections.OrderedDict(b=~wide, a=optax.MaskedNode()),
+            )
+        ]
+        merged = gp.get_masks(states)
+        np.testing.assert_array_equal(merged["a"], [True, False, False])
+        np.testing.assert_array_equal(merged["b"], [False, True, False])
+
 
 class TestSetMasks:
     def test_starts_from_a_sparse_model(self):
@@ -89,9 +109,21 @@ class TestSetMasks:
         new = jax.jit(gp.set_masks)(state, masks)
         jax.tree.map(np.testing.assert_array_equal, gp.get_masks(new), masks)
 
+    def test_a_restored_state_may_hold_numpy_arrays(self):
+        _, _, state = trained()
+        masks = {
+            "a": {"kernel": np.eye(4, 6) == 1, "bias": None},
+            "b": {"kernel": optax.MaskedNode()},
+        }
+        new = gp.set_masks(jax.tree.map(np.asarray, state), masks)
+        np.testing.assert_array_equal(gp.get_masks(new)["a"]["kernel"], np.eye(4, 6))
+        assert gp.get_masks(new)["b"]["kernel"].all()
+
     def test_refuses_masks_that_do_not_fit(self):
         _, params, state = trained()
         masks = gp.get_masks(state)
+        with pytest.raises(ValueError, match="mask of 'a/kernel' is True; it must be"):
+            gp.set_masks(state, jax.tree.map(lambda m: True, masks))
         with pytest.raises(ValueError, match=r"'a/kernel' is float32\[4, 6\].*bool"):
             gp.set_masks(state, jax.tree.map(lambda m: m.astype(jnp.float32), masks))
         with pytest.raises(ValueError, match=r"the tree has .*'b'\], the masks have"):
@@ -130,6 +162,14 @@ class TestMasksFromParams:
         masks = gp.masks_from_params(jnp.array([1e-40, 0.0, -0.0], jnp.float32))
         np.testing.assert_array_equal(masks, [True, False, False])
 
+    def test_where_must_match_a_floating_leaf(self):
+        params = {"hidden": {"kernel": jnp.ones((2, 2))}, "step": jnp.ones(2, int)}
+        for where in ("hiden/kernel", lambda path, leaf: False):
+            with pytest.raises(ValueError, match="matches no parameter.*'hidden/kern"):
+                gp.masks_from_params(params, where=where)
+        with pytest.raises(ValueError, match="'step' has dtype int.*narrow where"):
+            gp.masks_from_params(params, where=".*")
+
     def test_of_an_nnx_state_are_plain_arrays(self):
         state = nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Param)
         masks = gp.masks_from_params(state)
@@ -151,8 +191,24 @@ class TestApplyMasks:
             np.array([0.0, 0.0, 2.0], np.float32).view(np.uint32),
         )
 
+    def test_matches_keys_by_name_in_dicts_of_any_order(self):
+        a, b = jnp.array([True, False]), jnp.array([False, True])
+        ordered = collections.OrderedDict(
+            b=jnp.ones(2), a=jnp.ones(2), c=(jnp.ones(2),)
+        )
+        masks = {"c": [None], "a": a, "b": b}
+        applied = gp.apply_masks(ordered, masks)
+        assert list(applied) == ["b", "a", "c"]
+        np.testing.assert_array_equal(applied["a"], a)
+        np.testing.assert_array_equal(applied["b"], b)
+        back = gp.apply_masks(dict(ordered), collections.OrderedDict(b=b, c=None, a=a))
+        np.testing.assert_array_equal(back["a"], a)
+        np.testing.assert_array_equal(back["b"], b)
+
     def test_refuses_masks_of_another_tree_or_shape(self):
         params = {"kernel": jnp.ones((2, 3))}
+        with pytest.raises(ValueError, match="mask for 'kernel', which is 1.5 and no"):
+            gp.apply_masks({"kernel": 1.5}, {"kernel": jnp.ones((), bool)})
         with pytest.raises(
             ValueError, match="keys \\['kernel'\\], the masks have the keys \\['w'\\]"
         ):
@@ -203,6 +259,85 @@ class TestSparsity:
         tree = {"a": {"0": jnp.zeros(2)}, "a/0": jnp.ones(2)}
         assert set(gp.sparsity(tree)) == {"['a']['0']", "['a/0']", "total"}
 
+    def test_counts_beyond_32_bits(self):
+        """A count in uint32 is 0 for 2^32 zeros. XLA sums these without memory."""
+
+        @jax.jit
+        def fractions(zero):
+            return gp.sparsity(
+                {
+                    "a": jnp.broadcast_to(zero, (2**16, 2**17)),
+                    "b": jnp.broadcast_to(zero, (2**20, 2**3, 2**9)),
+                    "c": jnp.broadcast_to(zero + 1, (2**17, 2**16)),
+                    "d": jnp.broadcast_to(zero, (2**31, 2**2)),
+                }
+            )
+
+        found = {
+            name: float(value) for name, value in fractions(jnp.float32(0)).items()
+        }
+        assert found == {"a": 1, "b": 1, "c": 0, "d": 1, "total": np.float32(5 / 7)}
+
+        @jax.jit
+        def revived(one):
+            shape = (2**13, 2**10, 2**11)
+            pruned = jnp.broadcast_to(one == 0, shape)
+            return _inspection._failures(jnp.broadcast_to(one, shape), pruned)
+
+        counts = jax.tree.map(
+            int,
+            [_arithmetic.as_integer(count) for count in revived(jnp.float32(1))],
+        )
+        assert counts == [0, 2**34, 0]
+
+    @pytest.mark.parametrize("shape", [(), (0, 3), (5,), (70_000, 3)], ids=str)
+    def test_counts_are_those_of_numpy(self, shape):
+        flags = np.random.default_rng(0).random(shape) < 0.7
+        count = jax.jit(_inspection.count_true)(jnp.asarray(flags))
+        assert _arithmetic.as_integer(count) == np.sum(flags)
+
+    def test_all_is_exactly_1_at_any_size(self):
+        for size in (2**24 + 1, 2**32 - 1, 3 * 2**33 + 12_345):
+            lanes = map(jnp.uint32, divmod(size, 2**32))
+            assert _inspection._fraction(_arithmetic.Count(*lanes), size) == 1
+
+    def test_of_leaves_on_different_devices(self):
+        """JAX adds no scalars of different devices, nor of another order of them."""
+        devices = jax.devices()
+        params = {
+            name: jax.device_put(
+                jnp.zeros((8, 4)).at[:4].set(1),
+                NamedSharding(Mesh(np.array(mesh), "x"), P("x")),
+            )
+            for name, mesh in {
+                "a": devices[:4],
+                "b": devices[4:],
+                "c": devices[3::-1],
+                "d": devices[:1],
+            }.items()
+        } | {"host": np.zeros(32, np.float32)}
+        assert {k: float(v) for k, v in gp.sparsity(params).items()} == {
+            **dict.fromkeys("abcd", 0.5),
+            "host": 1.0,
+            "total": np.float32(0.6),
+        }
+        states = [
+            gp.GradualPruneState(
+                jax.device_put(
+                    jnp.int32(i), NamedSharding(params[name].sharding.mesh, P())
+                ),
+                {n: params[n] != 0 if n == name else optax.MaskedNode() for n in "ab"},
+            )
+            for i, name in enumerate("ab")
+        ]
+        metrics = {k: float(v) for k, v in gp.metrics(states).items()}
+        assert metrics == {
+            "count": 1,
+            "sparsity/a": 0.5,
+            "sparsity/b": 0.5,
+            "sparsity/total": 0.5,
+        }
+
     def test_metrics_are_scalars_computable_under_jit(self):
         _, _, state = trained()
         eager, jitted = gp.metrics(state), jax.jit(gp.metrics)(state)
@@ -230,6 +365,49 @@ class TestCheckPruned:
         with pytest.raises(ValueError, match="'a/bias': 1 weights are not finite"):
             gp.check_pruned(params, state)
 
+    @pytest.mark.parametrize(
+        ("value", "pruned", "says", "does_not_say"),
+        [
+            (jnp.nan, False, "1 weights are not finite.*diverged", "last link|-0.0"),
+            (jnp.nan, True, "1 weights are not finite.*diverged", "last link|-0.0"),
+            (
+                0.5,
+                True,
+                "1 pruned weights are not zero.*last link.*mechanize.*lookahead",
+                "diverged|-0.0",
+            ),
+            (-0.0, True, r"1 pruned weights are -0\.0.*apply_masks", "last|diverged"),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("layer", ["a", "b"])  # float32 and bfloat16
+    def test_advice_depends_on_what_it_found(
+        self, layer, value, pruned, says, does_not_say
+    ):
+        _, params, state = trained()
+        mask = gp.get_masks(state)[layer]["kernel"]
+        at = tuple(np.argwhere(np.asarray(mask) != pruned)[0])
+        params[layer]["kernel"] = params[layer]["kernel"].at[at].set(value)
+        with pytest.raises(ValueError, match=f"'{layer}/kernel': {says}") as error:
+            gp.check_pruned(params, state)
+        assert not re.search(does_not_say, str(error.value))
+
+    def test_takes_every_floating_dtype(self):
+        keep = jnp.array([True, False])
+        for dtype in ("float8_e4m3fn", "float8_e5m2", "float16", "float32"):
+            weights = jnp.array([1.0, -0.0], dtype)
+            state = gp.GradualPruneState(jnp.int32(0), {"w": keep})
+            with pytest.raises(ValueError, match="^'w': 1 pruned weights are -0.0"):
+                gp.check_pruned({"w": weights}, state)
+            gp.check_pruned(gp.apply_masks({"w": weights}, {"w": keep}), state)
+
+    def test_a_live_weight_may_be_zero_of_either_sign(self):
+        _, params, state = trained()
+        mask = gp.get_masks(state)["a"]["kernel"]
+        params["a"]["kernel"] = jnp.where(mask, -0.0, params["a"]["kernel"])
+        params["a"]["bias"] = -jnp.zeros(6)
+        gp.check_pruned(params, state)
+
     def test_is_refused_under_jit(self):
         _, params, state = trained()
         with pytest.raises(ValueError, match="cannot run under jit"):
@@ -239,3 +417,51 @@ class TestCheckPruned:
         _, params, state = trained()
         with pytest.raises(ValueError, match="masks do not fit"):
             gp.check_pruned({"a": params["a"]}, state)
+
+
+class Network(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List(
+            [nnx.Linear(4, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)]
+        )
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.tied = self.layers[0]
+        self.activation = jax.nn.relu
+
+
+class TestWholeNnxModels:
+    """A model also holds functions, batch statistics, random keys and shared layers."""
+
+    def test_every_function_takes_one(self):
+        model = Network()
+        tx = optax.chain(optax.sgd(0.1), gp.gradual_prune(SCHEDULE))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        gp.check_pruned(model, optimizer)
+        masks = gp.masks_from_params(model, where=".*/kernel")
+        masks["layers"][0]["kernel"] = jnp.eye(4, dtype=bool)
+        optimizer.opt_state = gp.set_masks(optimizer.opt_state, masks)
+        with pytest.raises(ValueError, match="^'layers/0/kernel': 12 pruned"):
+            gp.check_pruned(model, optimizer)
+
+        pruned = gp.apply_masks(model, gp.get_masks(optimizer))
+        gp.check_pruned(pruned, optimizer)
+        assert isinstance(pruned, Network)
+        assert pruned.tied is pruned.layers[0]
+        assert pruned.activation is jax.nn.relu
+        np.testing.assert_array_equal(pruned.tied.kernel[...] != 0, np.eye(4))
+        assert (model.tied.kernel[...] != 0).all()
+        assert gp.sparsity(pruned)["layers/0/kernel"] == 0.75
+        assert set(gp.sparsity(pruned)) == {
+            *("layers/0/kernel", "layers/0/bias", "norm/bias", "norm/scale", "total")
+        }
+
+    def test_a_nan_is_named_as_a_user_writes_its_path(self):
+        model = Network()
+        optimizer = nnx.Optimizer(model, gp.gradual_prune(SCHEDULE), wrt=nnx.Param)
+        model.norm.bias[...] = jnp.full(4, jnp.nan)
+        with pytest.raises(ValueError, match="^'norm/bias': 4 weights are not finite"):
+            gp.check_pruned(model, optimizer)
+        with pytest.raises(ValueError, match=r"the keys \['weight'\]") as error:
+            gp.apply_masks(model, {"weight": jnp.ones(2, bool)})
+        assert "_pytree" not in str(error.value)

@@ -1,0 +1,85 @@
+"""Equinox: models are trees that hold functions, None and integers beside arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradprune_jax as gp
+
+equinox = pytest.importorskip("equinox")
+
+
+class Classifier(equinox.Module):
+    cell: equinox.nn.GRUCell
+    head: equinox.nn.MLP
+    scale: float
+    steps: int
+    label: str
+    nothing: None
+
+    def __init__(self):
+        keys = jax.random.split(jax.random.key(0))
+        self.cell = equinox.nn.GRUCell(3, 4, key=keys[0])
+        self.head = equinox.nn.MLP(4, 2, 6, 1, jax.nn.gelu, key=keys[1])
+        self.scale, self.steps, self.label, self.nothing = 0.5, 3, "gru", None
+
+
+WHERE = ".*/weight(_.h)?"
+PRUNED = {
+    *("cell/weight_ih", "cell/weight_hh"),
+    *("head/layers/0/weight", "head/layers/1/weight"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model, and the state of an optimizer that got its arrays alone."""
+    model = Classifier()
+    params, static = equinox.partition(model, equinox.is_array)
+    tx = optax.chain(
+        optax.sgd(0.1), gp.gradual_prune(gp.one_shot_schedule(0.5, 0), where=WHERE)
+    )
+    updates, state = tx.update(
+        jax.tree.map(jnp.ones_like, params), tx.init(params), params
+    )
+    return equinox.combine(optax.apply_updates(params, updates), static), state
+
+
+def test_a_whole_model_is_checked(trained):
+    model, state = trained
+    gp.check_pruned(model, state)
+    dense = Classifier()
+    with pytest.raises(ValueError, match="'cell/weight_hh': 24 pruned weights are not"):
+        gp.check_pruned(dense, state)
+    found = gp.sparsity(model)
+    assert {name for name, value in found.items() if value == 0.5} == PRUNED
+
+
+def test_masks_are_applied_to_a_whole_model(trained):
+    model, state = trained
+    dense = Classifier()
+    applied = gp.apply_masks(dense, gp.get_masks(state))
+    gp.check_pruned(applied, state)
+    assert applied.head.activation is dense.head.activation
+    assert (applied.scale, applied.steps, applied.label) == (0.5, 3, "gru")
+    assert applied.cell.bias is dense.cell.bias
+
+
+def test_masks_of_a_whole_model_go_into_a_state_of_its_arrays(trained):
+    model, state = trained
+    masks = gp.masks_from_params(model, where=WHERE)
+    assert isinstance(masks.head.activation, optax.MaskedNode)
+    filtered = equinox.filter(masks, equinox.is_array)
+    for given in (masks, filtered, gp.get_masks(state)):
+        again = gp.set_masks(state, given)
+        jax.tree.map(
+            np.testing.assert_array_equal, gp.get_masks(again), gp.get_masks(state)
+        )
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            jax.tree.leaves(gp.apply_masks(model, given)),
+            jax.tree.leaves(model),
+        )
+    assert gp.metrics(state)["sparsity/total"] == 0.5
