@@ -92,6 +92,35 @@ def test_flax_serialization_round_trip():
     assert_same_bits(restored, halfway)
 
 
+@pytest.mark.parametrize("restore", ["flax", "orbax"])
+def test_a_state_restored_as_numpy_arrays_is_inspected_and_set(restore, tmp_path):
+    params, state = halfway = train(make_params(), TX.init(make_params()), range(4))
+    if restore == "flax":
+        target = jax.tree.map(np.asarray, halfway)
+        data = serialization.to_bytes(halfway)
+        restored = serialization.from_bytes(target, data)
+    else:
+        ocp = pytest.importorskip("orbax.checkpoint")
+        arguments = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), halfway
+        )
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "step", halfway)
+            restored = checkpointer.restore(
+                tmp_path / "step", item=halfway, restore_args=arguments
+            )
+    assert isinstance(jax.tree.leaves(restored[1][1].masks)[0], np.ndarray)
+    gp.check_pruned(*restored)
+    for name, value in gp.metrics(restored[1]).items():
+        assert value == gp.metrics(state)[name]
+    masks = gp.masks_from_params(restored[0])
+    again = gp.set_masks(restored[1], masks)
+    assert_same_bits(gp.get_masks(again), gp.get_masks(state))
+    assert_same_bits(
+        train(restored[0], again, range(4, 6)), train(params, state, range(4, 6))
+    )
+
+
 def test_a_checkpoint_does_not_override_a_changed_configuration():
     """A checkpointed target sparsity overrides the changed configuration in others."""
     params = make_params()
