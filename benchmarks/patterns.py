@@ -43,7 +43,10 @@ def configurations(
             gp.Rule(schedule_to(0.9), allocation="global", min_density=0.01)
         ],
         "2:4, but for conv1": [FIRST, gp.Rule(schedule_to(0.5), structure=gp.NM(2, 4))],
-        "1:8, but for conv1": [FIRST, gp.Rule(schedule_to(0.9), structure=gp.NM(1, 8))],
+        "1:8, but for conv1": [
+            FIRST,
+            gp.Rule(schedule_to(7 / 8), structure=gp.NM(1, 8)),
+        ],
         "80 % of 4x4 blocks, but for conv1": [
             FIRST,
             gp.Rule(schedule_to(0.8), structure=gp.Block((4, 4))),

@@ -17,7 +17,6 @@ from gradprune_jax._plan import LeafPlan as LeafPlan
 from gradprune_jax._plan import Plan as Plan
 from gradprune_jax._prune import prune as prune
 from gradprune_jax._rules import Rule as Rule
-from gradprune_jax._rules import is_weight as is_weight
 from gradprune_jax._rules_json import rules_from_json as rules_from_json
 from gradprune_jax._rules_json import rules_to_json as rules_to_json
 from gradprune_jax._schedules import SparsitySchedule as SparsitySchedule
@@ -35,5 +34,6 @@ from gradprune_jax._structures import Structure as Structure
 from gradprune_jax._structures import Unstructured as Unstructured
 from gradprune_jax._transform import gradual_prune as gradual_prune
 from gradprune_jax._transform import with_gradual_prune as with_gradual_prune
+from gradprune_jax._weights import is_weight as is_weight
 
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -14,13 +15,17 @@ import numpy as np
 import optax
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import check_sparsity, is_traced
+from gradprune_jax._checks import check_sparsity, enable_x64, is_traced
+from gradprune_jax._fit import check_pattern
 from gradprune_jax._mask_update import update_masks
-from gradprune_jax._masks import apply_masks
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._shards import whole
-from gradprune_jax._structures import NM, Structure
+from gradprune_jax._structures import Structure
+
+# Floors that may be tracers, and what stands for them in a rule that must be hashable:
+# a rule with an output_axis has a min_per_channel.
+_FLOORS: dict[str, Any] = {"min_density": 0.0, "min_per_channel": 1}
 
 
 def prune(
@@ -42,8 +47,8 @@ def prune(
 
     Args:
       params: the parameters, plain or boxed.
-      sparsity: the fraction of zeros, in [0, 1]; may be a tracer. Under
-        :class:`NM` the pattern alone decides, whatever the sparsity is.
+      sparsity: the fraction of zeros, in [0, 1]; may be a tracer. With :class:`NM`
+        it must be that of the pattern, 1 - keep/of; of a tracer the pattern decides.
       where: which parameters to prune, see :class:`Rule`.
       structure: which weights are kept together.
       allocation: ``"uniform"``, ``"global"`` or ``"erk"``.
@@ -55,6 +60,8 @@ def prune(
     Returns:
       The pruned parameters, and the masks: bool arrays, True where a weight is kept,
       and ``optax.MaskedNode()`` where a leaf is dense. May be called under `jit`.
+      NumPy arrays of a dtype that JAX does not compute in, float64 with x64 off, are
+      ranked and returned as what they are.
 
     Raises:
       ValueError: if an argument is not valid, nothing is selected, or a selected leaf
@@ -66,9 +73,8 @@ def prune(
       [[3. 0.]
        [0. 2.]]
     """
-    if isinstance(structure, NM) and not is_traced(sparsity):
-        check_sparsity("sparsity", sparsity)
-        sparsity = 1 - structure.keep / structure.of
+    sparsity = check_sparsity("sparsity", sparsity)
+    check_pattern("sparsity", sparsity, structure)
     rule = Rule(
         one_shot_schedule(sparsity, 0),
         where=where,
@@ -81,13 +87,33 @@ def prune(
     )
     leaves = _paths.named_leaves(params)
     own = selected_leaves(rule, params)
-    weights = [jnp.asarray(leaves[i].value) for i in own]
+    pruned: list[Any] = [leaf.value for leaf in leaves]
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)
-    for i, mask in zip(own, select_masks(rule, weights), strict=True):
-        masks[i] = mask
+    wide = any(_is_wide(pruned[i]) for i in own)
+    with enable_x64() if wide else contextlib.nullcontext():
+        selected = select_masks(rule, [jnp.asarray(pruned[i]) for i in own])
+    for i, mask in zip(own, selected, strict=True):
+        pruned[i], masks[i] = _zeroed(pruned[i], mask), mask
     treedef: Any = jax.tree.structure(params)
-    tree = treedef.unflatten(masks)
-    return apply_masks(params, tree), tree
+    return treedef.unflatten(pruned), treedef.unflatten(masks)
+
+
+def _is_wide(leaf: Any) -> bool:
+    """Whether a leaf is a NumPy array of a dtype that JAX would narrow.
+
+    Under jit it is what JAX makes of it, like every constant there.
+    """
+    if not isinstance(leaf, np.ndarray) or is_traced(jnp.zeros([])):
+        return False
+    return jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
+
+
+def _zeroed(leaf: Any, mask: jax.Array) -> Any:
+    """The leaf where the mask is True, else +0.0; wide NumPy arrays stay such."""
+    if _is_wide(leaf) and not is_traced(mask):
+        return np.where(mask, leaf, np.zeros_like(leaf))
+    weights = jnp.asarray(leaf)
+    return jnp.where(mask, weights, jnp.zeros_like(weights))
 
 
 def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
@@ -102,10 +128,10 @@ def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     if rule.allocation != "erk" or not schedule.is_concrete:
         arguments["schedule"] = schedule.final_sparsity
         program = dataclasses.replace(program, schedule=None)
-    for floor, known in (("min_density", 0.0), ("min_per_channel", 1)):
+    for floor, placeholder in _FLOORS.items():
         if is_traced(getattr(rule, floor)):
             arguments[floor] = getattr(rule, floor)
-            program = dataclasses.replace(program, **{floor: known})
+            program = dataclasses.replace(program, **{floor: placeholder})
     return _compiled_select(program, arguments, weights)
 
 

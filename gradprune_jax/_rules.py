@@ -4,63 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import as_decimal, check_fraction, check_integer, is_traced
-from gradprune_jax._structures import (
-    NM,
-    Block,
-    Channel,
-    Structure,
-    Unstructured,
-    leaf_block,
-    slice_shape,
+from gradprune_jax._checks import (
+    as_decimal,
+    check_axis,
+    check_fraction,
+    check_integer,
+    check_schedule,
+    check_structure,
+    check_where,
+    is_traced,
 )
+from gradprune_jax._fit import check_pattern, check_prunable
+from gradprune_jax._structures import NM, Structure
+from gradprune_jax._weights import WEIGHT_NAMES, is_weight
 
 if TYPE_CHECKING:
     from gradprune_jax._schedules import SparsitySchedule
 
 Where = str | Callable[[_paths.Path, jax.ShapeDtypeStruct], bool]
 Allocation = Literal["uniform", "global", "erk"]
-
-# The names that Flax, Haiku and Equinox give to the matrices of their layers.
-WEIGHT_NAMES = frozenset({"kernel", "embedding", "w", "weight", "embeddings"})
-
-
-def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
-    """Whether a leaf is a weight matrix or kernel: what rules prune by default.
-
-    The name decides, not the number of axes alone: the biases of multi-head attention
-    have two axes, and so have the scales of layers stacked by ``nn.scan``.
-
-    Args:
-      path: the keys that lead to the leaf.
-      leaf: anything with a `shape` and a `dtype`.
-
-    Returns:
-      True for floating leaves of two or more axes named `kernel`, `embedding`, `w`,
-      `weight` or `embeddings`.
-
-    Example:
-      >>> leaf = jax.ShapeDtypeStruct((8, 4), jnp.float32)
-      >>> is_weight(("Dense_0", "kernel"), leaf), is_weight(("Dense_0", "bias"), leaf)
-      (True, False)
-    """
-    return (
-        bool(path)
-        and path[-1] in WEIGHT_NAMES
-        and len(leaf.shape) >= 2
-        and jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,24 +81,30 @@ class Rule:
     output_axis: int | None = None
 
     def __post_init__(self) -> None:
-        _check_schedule(self.schedule)
-        _check_where(self.where)
-        _check_structure(self.structure)
+        check_schedule(self.schedule)
+        check_where(self.where)
+        check_structure(self.structure)
         if self.allocation not in get_args(Allocation):
             raise ValueError(
                 f"allocation is {self.allocation!r}; it must be one of "
                 f"{get_args(Allocation)}."
             )
-        _check_axis("stack_axis", self.stack_axis)
-        _check_axis("output_axis", self.output_axis)
+        check_axis("stack_axis", self.stack_axis)
+        check_axis("output_axis", self.output_axis)
         density = check_fraction("min_density", self.min_density)
         if not is_traced(density):
             density = as_decimal(self.min_density)
         object.__setattr__(self, "min_density", density)
         if self.where is is_weight:
             object.__setattr__(self, "where", None)
-        if isinstance(self.structure, NM):
-            _check_pattern(self)
+        if isinstance(self.structure, NM) and self.allocation != "uniform":
+            raise ValueError(
+                f"allocation is {self.allocation!r} with {self.structure!r}, whose "
+                "groups all keep the same; N:M goes with allocation='uniform' alone."
+            )
+        if self.schedule is not None:
+            final = self.schedule.final_sparsity
+            check_pattern("the schedule's final_sparsity", final, self.structure)
         if self.allocation != "global" and _is_nonzero(self.min_density):
             raise ValueError(
                 f"min_density is {self.min_density!r} with allocation="
@@ -159,7 +135,9 @@ class Rule:
         # Rules see shape and dtype alone: values are tracers here, and inside
         # `optax.masked` the same rule is asked about updates in place of parameters.
         spec = jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype)
-        return self.matches(leaf.path, spec)
+        # A name that errors and plans print selects its leaf, also if it is no path
+        # (`['a']['0']`), or means something else as a regular expression.
+        return self.where == leaf.name or self.matches(leaf.path, spec)
 
     def __str__(self) -> str:
         match self.where:
@@ -245,7 +223,7 @@ def assign(
     for position, (leaf, winner) in enumerate(zip(leaves, assigned, strict=True)):
         if winner is not None:
             shape = np.shape(leaf.value) if shapes is None else shapes[position]
-            _check_prunable(leaf, shape, rules[winner])
+            check_prunable(leaf.name, leaf.value.dtype, shape, rules[winner])
     return assigned
 
 
@@ -262,158 +240,27 @@ def selected_leaves(rule: Rule, tree: Any) -> list[int]:
 def _unmatched(position: int, rule: Rule, leaves: Sequence[_paths.Leaf]) -> str:
     """The error for a rule that matches no leaf, with the paths that were near."""
     names = [leaf.name for leaf in leaves]
-    wanted = rule.where if isinstance(rule.where, str) else "kernel"
+    match rule.where:
+        case None:
+            wanted = "kernel"
+            reason = (
+                "By default floating leaves of two or more axes are pruned that are "
+                f"named {', '.join(sorted(WEIGHT_NAMES))}; give where, a regular "
+                "expression for the whole path."
+            )
+        case str(wanted):
+            reason = "The regular expression must match the whole path."
+        case _:
+            wanted = "kernel"
+            reason = (
+                "It was called with the path, a tuple of strings, and the shape and "
+                "dtype of every leaf, and was never true."
+            )
     closest = difflib.get_close_matches(wanted, names, n=5, cutoff=0.0)
     return (
-        f"rule {position} ({rule}) matches no parameter. The regular expression must "
-        "match the whole path; by default only floating leaves of two or more axes "
-        f"named {sorted(WEIGHT_NAMES)} are pruned. The closest paths are: "
-        f"{', '.join(map(repr, closest))}."
+        f"rule {position} ({rule}) matches no parameter. {reason} The closest paths "
+        f"are: {', '.join(map(repr, closest))}."
     )
-
-
-def _check_prunable(leaf: _paths.Leaf, shape: tuple[int, ...], rule: Rule) -> None:
-    """Refuses leaves whose weights cannot be ranked, or whose stack axis is missing."""
-    dtype = leaf.value.dtype
-    reason = None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        reason = "is not a floating dtype"
-    elif dtype == jnp.float8_e8m0fnu:
-        reason = "has no zero"
-    elif jnp.finfo(dtype).bits < 8:
-        reason = "has fewer than 8 bits"
-    if reason is not None:
-        raise ValueError(
-            f"{leaf.name!r} has dtype {dtype}, which {reason} and cannot be pruned; "
-            f"narrow the rule ({rule}) so that it does not match it."
-        )
-    axis = rule.stack_axis
-    if axis is not None and not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"{leaf.name!r} has shape {shape}, without the stack axis {axis}; narrow "
-            f"the rule ({rule}) to stacked parameters."
-        )
-    try:
-        leaf_block(rule.structure or Unstructured(), shape, axis)
-    except ValueError as error:
-        raise ValueError(
-            f"{leaf.name!r} has shape {shape}, which {rule.structure!r} of its rule "
-            f"({rule}) does not fit: {error}."
-        ) from None
-    if _is_nonzero(rule.min_per_channel):
-        _check_channels(leaf.name, slice_shape(shape, axis), rule)
-
-
-def _check_channels(name: str, shape: tuple[int, ...], rule: Rule) -> None:
-    """Refuses a structure with which min_per_channel cannot hold or be counted.
-
-    Args:
-      name: the leaf.
-      shape: its shape; of a stacked leaf, that of a slice.
-      rule: its rule, with a min_per_channel that is known and not 0.
-    """
-    wanted = f"min_per_channel={rule.min_per_channel} of its rule ({rule})"
-    axis = -1 if rule.output_axis is None else rule.output_axis
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"{name!r} has the axes {shape}, without the output axis {axis} of "
-            f"{wanted}; narrow the rule, or set output_axis."
-        )
-    axis %= len(shape)
-    match rule.structure:
-        case Channel(axis=channels) if channels % len(shape) == axis:
-            raise ValueError(
-                f"{name!r} is pruned by {rule.structure!r}, which drops whole output "
-                f"channels, against {wanted}; leave one of the two out."
-            )
-        case NM(axis=groups) if groups % len(shape) == axis:
-            raise ValueError(
-                f"{name!r} is pruned by {rule.structure!r}, whose groups lie along the "
-                f"output axis {axis}, so nothing holds {wanted}; put the groups along "
-                "the axis of inputs, or set output_axis."
-            )
-        case NM(keep=keep, of=of):
-            weights = math.prod(shape) // max(shape[axis], 1)
-            kept = weights // of * keep
-            if kept < min(rule.min_per_channel, weights):
-                raise ValueError(
-                    f"{name!r} keeps {kept} weights of each output channel by "
-                    f"{rule.structure!r}, fewer than {wanted}; lower min_per_channel "
-                    f"to {kept}, or narrow the rule."
-                )
-        case Block():
-            block = rule.structure.block_shape(shape)
-            for other, (size, length) in enumerate(zip(shape, block, strict=True)):
-                if other != axis and size % length:
-                    raise ValueError(
-                        f"{name!r} has the axes {shape}, and the blocks of "
-                        f"{rule.structure!r} are cut short on axis {other}, so they "
-                        f"cannot be counted against {wanted}; choose blocks whose "
-                        f"length there divides {size}."
-                    )
-
-
-def _check_schedule(schedule: Any) -> None:
-    if schedule is None or hasattr(schedule, "is_update_step"):
-        return
-    raise TypeError(
-        f"the schedule is {schedule!r}; it must be a SparsitySchedule, such as "
-        "polynomial_schedule(0.9, begin_step=1_000, end_step=10_000), or None."
-    )
-
-
-def _check_where(where: Any) -> None:
-    if isinstance(where, str):
-        try:
-            re.compile(where)
-        except re.error as error:
-            raise ValueError(
-                f"where is {where!r}, which is no regular expression: {error}."
-            ) from None
-    elif where is not None and not callable(where):
-        raise ValueError(
-            f"where is {where!r}; it must be a regular expression, a callable (path, "
-            "leaf) -> bool, or None. Under optax.inject_hyperparams a callable needs "
-            "static_args='where'."
-        )
-
-
-def _check_structure(structure: Any) -> None:
-    if structure is not None and not isinstance(structure, Structure):
-        raise ValueError(
-            f"structure is {structure!r}; it must be Unstructured(), NM(...), "
-            "Block(...), Channel(...), or None."
-        )
-
-
-def _check_pattern(rule: Rule) -> None:
-    """Refuses N:M with what would need it to have another sparsity than its own."""
-    if rule.allocation != "uniform":
-        raise ValueError(
-            f"allocation is {rule.allocation!r} with {rule.structure!r}, whose groups "
-            "all keep the same; N:M goes with allocation='uniform' alone."
-        )
-    final = getattr(rule.schedule, "final_sparsity", 1.0)
-    if not is_traced(final) and final == 0:
-        raise ValueError(
-            f"the schedule's final_sparsity is 0 with {rule.structure!r}, which goes "
-            "from dense to N:M as the schedule goes from 0 to its final sparsity; any "
-            "value above 0 will do."
-        )
-
-
-def _check_axis(name: str, axis: Any) -> None:
-    try:
-        valid = axis is None or (
-            not isinstance(axis, bool | jax.Array) and operator.index(axis) is not None
-        )
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"{name} is {axis!r}; it must be a Python integer or None. Under "
-            f"optax.inject_hyperparams it needs static_args={name!r}."
-        )
 
 
 def _is_nonzero(value: Any) -> bool:

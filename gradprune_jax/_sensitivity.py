@@ -13,11 +13,12 @@ import numpy as np
 
 from gradprune_jax import _paths
 from gradprune_jax._checks import check_sparsity
+from gradprune_jax._fit import check_pattern
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._shards import whole
-from gradprune_jax._structures import NM, Structure
+from gradprune_jax._structures import Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +72,15 @@ def sensitivity(
     is that of a layer to prune less.
 
     Args:
-      loss_fn: maps parameters to a scalar; traced once, and vectorised over sparsities.
-        It may close over a batch, or average over several.
+      loss_fn: maps parameters to a scalar; traced once, and vectorised over sparsities
+        (the loss without pruning is computed by the same program). It may close over a
+        batch, or average over several.
       params: the parameters, plain or boxed; there are copies of them in memory, one
         for each sparsity.
       sparsities: fractions of zeros, in [0, 1].
       where: which parameters, see :class:`Rule`; by default :func:`is_weight`.
-      structure: which weights are kept together. N:M has one sparsity only, and
-        therefore no curve.
+      structure: which weights are kept together. N:M has one sparsity only, so
+        `sparsities` is that number alone, ``[0.5]`` for 2:4.
       stack_axis: the axis along which layers are stacked.
       progress: whether to show a progress bar, which needs rich.
 
@@ -101,16 +103,9 @@ def sensitivity(
       Li et al., `Pruning filters for efficient convnets
       <https://arxiv.org/abs/1608.08710>`_, 2017, section 3.2.
     """
-    if isinstance(structure, NM):
-        raise ValueError(
-            f"structure is {structure!r}, which has one sparsity only; sensitivity "
-            "needs a structure that can have any."
-        )
-    values = [check_sparsity("sparsities", sparsity) for sparsity in sparsities]
-    if not values:
-        raise ValueError("sparsities is empty; it needs at least one number in [0, 1].")
+    values = _check_sparsities(sparsities, structure)
     rule = Rule(
-        one_shot_schedule(0.5, 0),
+        one_shot_schedule(values[0], 0),
         where=where,
         structure=structure,
         stack_axis=stack_axis,
@@ -124,6 +119,7 @@ def sensitivity(
     targets = jnp.asarray(values, jnp.float32)
     copies = [jnp.stack([jnp.asarray(leaf)] * len(values)) for leaf in leaves]
     losses_of = jax.jit(jax.vmap(loss_fn))
+    baseline = _as_row(losses_of(treedef.unflatten(copies)), len(values))[0]
     rows = []
     for i in _track(own, progress):
         pruned = list(copies)
@@ -133,8 +129,26 @@ def sensitivity(
         paths=tuple(named[i].name for i in own),
         sparsities=tuple(values),
         losses=np.array(rows, np.float32),
-        baseline=float(jax.jit(loss_fn)(params)),
+        baseline=float(baseline),
     )
+
+
+def _check_sparsities(
+    sparsities: Sequence[float], structure: Structure | None
+) -> list[float]:
+    """The sparsities as Python floats, each refused by its place in the list."""
+    if np.ndim(sparsities) != 1 or isinstance(sparsities, str):
+        raise ValueError(
+            f"sparsities is {sparsities!r}; it must be a list of numbers in [0, 1]."
+        )
+    values = []
+    for position, sparsity in enumerate(sparsities):
+        name = f"sparsities[{position}]"
+        values.append(check_sparsity(name, sparsity))
+        check_pattern(name, values[-1], structure)
+    if not values:
+        raise ValueError("sparsities is empty; it needs at least one number in [0, 1].")
+    return values
 
 
 @functools.partial(jax.jit, static_argnums=0)

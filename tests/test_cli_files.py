@@ -76,10 +76,10 @@ def sorted_leaves(tree):
     ("options", "fields"),
     [
         (["--sparsity", "0.9"], dict(sparsity=0.9)),
-        (["--structure", "2:4"], dict(sparsity=0, structure=gp.NM(2, 4))),
+        (["--structure", "2:4"], dict(sparsity=0.5, structure=gp.NM(2, 4))),
         (
             ["--structure", "1:4", "--axis", "0", "--where", "head/kernel"],
-            dict(sparsity=0, structure=gp.NM(1, 4, axis=0), where="head/kernel"),
+            dict(sparsity=0.75, structure=gp.NM(1, 4, axis=0), where="head/kernel"),
         ),
         (
             ["--structure", "4x2", "--pool", "max", "--sparsity", "0.5"],

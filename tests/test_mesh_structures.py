@@ -14,6 +14,16 @@ import gradprune_jax as gp
 from tests.test_mesh import MOVING, all_reduced_words, make_mesh
 
 SCHEDULE = gp.polynomial_schedule(0.6, 0, 4, every=2)
+
+
+def schedule_of(fields):
+    """The schedule of all, or the own of an N:M pattern."""
+    pattern = fields.get("structure")
+    if not isinstance(pattern, gp.NM):
+        return SCHEDULE
+    return gp.polynomial_schedule(1 - pattern.keep / pattern.of, 0, 4, every=2)
+
+
 SHAPE = (16, 24)
 RULES = {
     "blocks": dict(structure=gp.Block((2, 3))),
@@ -32,7 +42,10 @@ RULES = {
 # All rules in one program: compiling one for each would take most of the time.
 TX = functools.partial(
     gp.gradual_prune,
-    [gp.Rule(SCHEDULE, where=f"{name}/.*", **fields) for name, fields in RULES.items()],
+    [
+        gp.Rule(schedule_of(fields), where=f"{name}/.*", **fields)
+        for name, fields in RULES.items()
+    ],
 )
 
 
@@ -118,7 +131,7 @@ def test_masks_are_the_same_inside_shard_map():
 def test_units_inside_a_device_move_counts_alone(fields, layout, words):
     shape = (128, 64)
     sharding = NamedSharding(make_mesh(), layout)
-    tx = gp.gradual_prune(SCHEDULE, **fields)
+    tx = gp.gradual_prune(schedule_of(fields), **fields)
     params = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)}
     mask = {"kernel": jax.ShapeDtypeStruct(shape, bool, sharding=sharding)}
     state = gp.GradualPruneState(jax.ShapeDtypeStruct((), jnp.int32), mask)

@@ -39,10 +39,10 @@ def kept_at(structure, sparsity, final):
 @settings(max_examples=15)
 @given(seed=seeds, part=st.floats(0, 1, width=32))
 def test_groups_agree_with_a_stable_sort(structure, shapes, seed, part):
-    schedule = gp.polynomial_schedule(0.5, 0, 2, every=1, initial_sparsity=0.5 * part)
+    final = 1 - structure.keep / structure.of
     weights, masks = draw(seed, shapes)
-    kept = kept_at(structure, np.float32(schedule.initial_sparsity), np.float32(0.5))
-    new = _updated(structure)(schedule.initial_sparsity, weights, masks)
+    kept = kept_at(structure, np.float32(final * part), np.float32(final))
+    new = _updated(structure)(final * part, weights, masks)
     expected = oracle.next_masks(weights, masks, 0.0, structure=structure, kept=kept)
     for mask, wanted in zip(new, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(mask), wanted)
@@ -50,10 +50,11 @@ def test_groups_agree_with_a_stable_sort(structure, shapes, seed, part):
 
 @functools.cache
 def _updated(structure):
-    """One update at an initial sparsity on the way to 0.5."""
+    """One update at an initial sparsity on the way to the pattern's own."""
+    final = 1 - structure.keep / structure.of
 
     def update(initial, weights, masks):
-        schedule = gp.polynomial_schedule(0.5, 0, 2, initial_sparsity=initial)
+        schedule = gp.polynomial_schedule(final, 0, 2, initial_sparsity=initial)
         rule = gp.Rule(schedule, structure=structure)
         return update_to(rule, None, weights, masks)
 
@@ -159,10 +160,40 @@ def test_structures_that_make_no_sense_are_refused(make, message):
     [
         (dict(allocation="global"), "allocation is 'global' with NM"),
         (dict(allocation="erk"), "allocation is 'erk' with NM"),
-        (dict(schedule=gp.polynomial_schedule(0.0, 0, 9)), "final_sparsity is 0"),
+        (dict(schedule=gp.polynomial_schedule(0.0, 0, 9)), "final_sparsity is 0 with"),
+        (
+            dict(schedule=gp.polynomial_schedule(0.9, 0, 9)),
+            r"final_sparsity is 0.9 with NM\(keep=2, of=4, axis=-2\), whose sparsity "
+            "is 1 - 2/4 = 0.5; give 0.5, or a pattern of sparsity 0.9",
+        ),
+        (
+            dict(schedule=gp.one_shot_schedule(0.500002, 9)),
+            "final_sparsity is 0.500002",
+        ),
+        (
+            dict(schedule=gp.custom_schedule(lambda step: step / 20, 0, 9)),
+            "final_sparsity is 0.45 .* = 0.5",
+        ),
     ],
 )
 def test_rules_that_give_a_pattern_another_sparsity_are_refused(fields, message):
     rule = dict(schedule=gp.one_shot_schedule(0.5, 3), structure=gp.NM()) | fields
     with pytest.raises(ValueError, match=message):
         gp.Rule(**rule)
+    if "schedule" in fields:
+        with pytest.raises(ValueError, match=message):
+            gp.gradual_prune(fields["schedule"], structure=gp.NM())
+        with pytest.raises(ValueError, match=message):
+            gp.plan(fields["schedule"], {"kernel": np.ones((4, 4))}, structure=gp.NM())
+
+
+def test_a_pattern_takes_its_own_sparsity_as_people_write_it():
+    for sparsity in (0.333333, 1 / 3, np.float32(1 / 3), jnp.float32(1 - 2 / 3)):
+        assert gp.Rule(gp.one_shot_schedule(sparsity, 0), structure=gp.NM(2, 3))
+    assert gp.Rule(None, structure=gp.NM())
+
+    def trace(final):
+        gp.Rule(gp.one_shot_schedule(final, 0), structure=gp.NM())
+        return final
+
+    jax.eval_shape(trace, 0.9)  # a tracer has no value to compare

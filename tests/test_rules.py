@@ -1,5 +1,7 @@
 """Which parameters are pruned."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ import optax
 import pytest
 
 import gradprune_jax as gp
+from gradprune_jax._rules import assign
+from gradprune_jax._weights import warn_of_dense_weights
 
 SCHEDULE = gp.polynomial_schedule(0.5, 0, 10, every=5)
 PARAMS = {
@@ -128,8 +132,130 @@ def test_default_leaves_attention_biases_and_stacked_norms_dense():
     plan = gp.plan(SCHEDULE, params)
     assert {leaf.path.split("/")[-1] for leaf in plan.pruned} == {"kernel"}
     assert len(plan.pruned) == 4
-    dense = {leaf.path.split("/")[-1]: len(leaf.shape) for leaf in plan.dense}
-    assert dense == {"bias": 2, "scale": 2} or dense["bias"] >= 2
+    dense = {(leaf.path.split("/")[-1], len(leaf.shape)) for leaf in plan.dense}
+    assert dense == {("bias", 2), ("bias", 3), ("scale", 2)}
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("blocks/0/mlp/gating_einsum", (2, 8, 16)),  # Gemma
+        ("blocks/0/mlp/linear", (16, 8)),
+        ("embedder/input_embedding", (32, 8)),
+        ("cell/weight_ih", (12, 4)),  # Equinox
+        ("cell/weight_hh", (12, 4)),
+        ("gru/w_i", (4, 12)),  # Haiku
+        ("gru/w_h", (4, 12)),
+        ("separable/pointwise_kernel", (1, 1, 4, 8)),  # Keras
+        ("lstm/recurrent_kernel", (4, 16)),
+        ("experts/wi_0", (3, 4, 8)),  # MaxText
+        ("experts/wi_1", (3, 4, 8)),
+        ("experts/wo", (3, 8, 4)),
+        ("experts/gate_proj", (3, 4, 8)),  # tunix
+        ("mlp/linear/weight/0", (8, 4)),  # haliax, whose arrays have no key
+    ],
+)
+def test_the_default_knows_the_names_of_libraries(path, shape):
+    """89 % of a Gemma block stayed dense."""
+    leaf = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    assert gp.is_weight(tuple(path.split("/")), leaf)
+    assert gp.is_weight((path,), leaf)  # Keras' own paths are one key
+    assert not gp.is_weight((path,), jax.ShapeDtypeStruct(shape, jnp.int8))
+    assert not gp.is_weight((path,), jax.ShapeDtypeStruct(shape[:1], jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "dense/bias",
+        "norm/scale",
+        "experts/wi_0_bias",
+        "separable/depthwise_kernel",
+        "vision/pos_embedding",
+        "relpos_bias/rel_embedding",
+        "dense/lora_kernel_a",
+        "blocks/norm/weight",
+        "blocks/ln_1/weight",
+        "blocks/input_layernorm/weight/0",
+        "bn2/weight",
+        "0/1",
+        "",
+    ],
+)
+def test_the_default_leaves_what_is_no_weight_matrix(path):
+    leaf = jax.ShapeDtypeStruct((4, 8), jnp.float32)  # stacked, so it has two axes
+    assert not gp.is_weight(tuple(path.split("/")), leaf)
+    assert not gp.is_weight((), leaf)
+
+
+def dense_warnings(rules, params):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_dense_weights(rules, params, assign(rules, params))
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_warning_where_the_default_leaves_most_weights_dense():
+    shapes = {
+        "kernel": (4, 4),
+        "q": (4, 5),
+        "k": (2, 2),
+        "steps": (9, 9),
+        "bias": (99,),
+    }
+    params = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32 if name == "steps" else jnp.float32)
+        for name, shape in shapes.items()
+    }
+    (message,) = dense_warnings([gp.Rule(SCHEDULE)], params)
+    assert "leaves 60% of the weights dense" in message
+    assert "'q', 'k'. Give where" in message
+    for rules in (
+        [gp.Rule(SCHEDULE, where="kernel")],  # as it was told
+        [gp.Rule(None, where="q"), gp.Rule(SCHEDULE)],  # on purpose
+        [gp.Rule(SCHEDULE, where="q"), gp.Rule(SCHEDULE)],
+        [gp.Rule(None), gp.Rule(SCHEDULE, where="q")],
+    ):
+        assert dense_warnings(rules, params) == []
+    assert dense_warnings([gp.Rule(SCHEDULE)], {"kernel": jnp.ones((2, 2))}) == []
+    assert dense_warnings([gp.Rule(SCHEDULE)], {}) == []
+
+
+def test_many_dense_weights_are_named_by_the_largest():
+    params = {"kernel": jnp.ones((2, 2))} | {
+        f"q{i}": jax.ShapeDtypeStruct((i, 9), jnp.float32) for i in range(1, 6)
+    }
+    (message,) = dense_warnings([gp.Rule(SCHEDULE)], params)
+    assert "'q5', 'q4', 'q3' and 2 more" in message
+
+
+def test_a_callable_that_matches_nothing_is_not_told_of_regular_expressions():
+    def where(path, leaf):
+        return False
+
+    with pytest.raises(ValueError, match="matches no parameter") as error:
+        gp.plan(SCHEDULE, PARAMS, where=where)
+    assert "was never true" in str(error.value)
+    assert "'head/kernel'" in str(error.value)
+    assert "regular expression" not in str(error.value)
+    with pytest.raises(ValueError, match="the whole path") as error:
+        gp.plan(SCHEDULE, PARAMS, where="nothing")
+    assert "By default" not in str(error.value)
+
+
+def test_every_name_that_is_printed_selects_its_leaf():
+    """Two leaves may print alike, and names may have special characters."""
+    params = {
+        "a": {"0": jnp.ones((2, 2)), "b(1)/kernel": jnp.ones((2, 2))},
+        "a/0": jnp.ones((2, 2)),
+        "c/d": jnp.ones((2, 2)),
+    }
+    plan = gp.plan(SCHEDULE, params, where=".*")
+    assert len(plan.pruned) == 4
+    for leaf in plan.leaves:
+        assert pruned(SCHEDULE, params, where=leaf.path) == [leaf.path]
+        assert masked(SCHEDULE, params, where=leaf.path) == [leaf.path]
+    assert len(pruned(SCHEDULE, params, where="a/0")) == 2
 
 
 @pytest.mark.parametrize(
@@ -138,12 +264,18 @@ def test_default_leaves_attention_biases_and_stacked_norms_dense():
         (jnp.int32, "is not a floating dtype"),
         (jnp.complex64, "is not a floating dtype"),
         (jnp.float8_e8m0fnu, "has no zero"),
+        (jnp.float4_e2m1fn, "has fewer than 8 bits"),
     ],
 )
 def test_dtypes_that_cannot_be_pruned_are_refused(dtype, reason):
     params = {"a": {"kernel": jax.ShapeDtypeStruct((2, 2), dtype)}}
     with pytest.raises(ValueError, match=f"'a/kernel' has dtype .*{reason}"):
         gp.plan(SCHEDULE, params, where=".*")
+
+
+def test_longdouble_is_refused():
+    with pytest.raises(ValueError, match="'kernel' has dtype .*cannot be pruned"):
+        gp.prune({"kernel": np.ones((2, 2), np.longdouble)}, 0.5)
 
 
 def test_a_stack_axis_that_is_not_there_is_refused():
@@ -343,7 +475,7 @@ def test_plan_counts_what_training_keeps():
         kept = sum(int(mask.sum()) for mask in jax.tree.leaves(state.masks))
         plan = gp.plan(schedule, params, **fields)
         assert plan.kept == (kept,)
-        str(plan)
+        assert f"keeps {kept:,} of" in str(plan)
 
 
 def test_plan_refuses_a_window_that_does_not_end_within_training():

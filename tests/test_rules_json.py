@@ -1,5 +1,6 @@
 """Rules in a file, and back."""
 
+import dataclasses
 import json
 
 import jax
@@ -40,8 +41,12 @@ def rules(draw):
     allocation = "uniform"
     if not is_pattern:
         allocation = draw(st.sampled_from(["uniform", "global", "erk"]))
+    schedule = draw(st.one_of(st.none(), schedules))
+    if is_pattern and schedule is not None:
+        final = 1 - structure.keep / structure.of
+        schedule = dataclasses.replace(schedule, final_sparsity=final)
     return gp.Rule(
-        draw(st.one_of(st.none(), schedules)),
+        schedule,
         where=draw(st.sampled_from([None, "head/.*", r".*\"odd\"\\.*"])),
         structure=structure,
         allocation=allocation,

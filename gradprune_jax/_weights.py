@@ -1,0 +1,169 @@
+"""Weights: which leaves of a model are weight matrices, by the names of libraries."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from gradprune_jax import _paths
+
+if TYPE_CHECKING:
+    from gradprune_jax._rules import Rule
+
+# The names of matrices, kernels and embeddings, and where each library gives them.
+# Depthwise kernels stay out where they have a name of their own (`depthwise_kernel`),
+# and so do biases, scales, tables of positions and the factors of LoRA.
+WEIGHT_NAMES = frozenset(
+    {
+        # flax/linen/linear.py, flax/nnx/nn/linear.py; keras/src/layers/core/dense.py
+        "kernel",
+        "embedding",
+        # haiku/_src/basic.py, embed.py, recurrent.py (GRU)
+        "w",
+        "embeddings",
+        "w_i",
+        "w_h",
+        # equinox/nn/_linear.py, _conv.py, _embedding.py, _rnn.py; haliax/nn/linear.py
+        "weight",
+        "weight_ih",
+        "weight_hh",
+        # keras/src/layers/rnn/lstm.py, convolutional/base_separable_conv.py,
+        # core/reversible_embedding.py
+        "recurrent_kernel",
+        "pointwise_kernel",
+        "reverse_embeddings",
+        # gemma/gm/nn/_modules.py, gemma3n/_modules.py; tunix/models/gemma4/moe.py
+        "gating_einsum",
+        "linear",
+        "input_embedding",
+        "per_layer_input_embedding",
+        "router_logits",
+        # tunix/models/qwen3/model.py, experts
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        # MaxText/layers/moe.py, experts
+        "wi",
+        "wi_0",
+        "wi_1",
+        "wo",
+    }
+)
+
+# Equinox and haliax call the scale of a norm `weight`, which layers stacked by
+# `filter_vmap` or `Stacked` give two axes: there the name of the layer decides.
+_NORMS = re.compile(r".*norm.*|(ln|bn)_?[0-9a-z]?", re.IGNORECASE)
+
+
+def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
+    """Whether a leaf is a weight matrix or kernel: what rules prune by default.
+
+    The name decides, not the number of axes alone: the biases of multi-head attention
+    have two axes, and so have the scales of layers stacked by ``nn.scan``. Known are
+    the names that Flax, Haiku, Equinox, haliax, Keras, Gemma, tunix and MaxText give:
+    `kernel`, `embedding`, `w`, `weight` and others. :func:`plan` shows what else of
+    two or more axes a model has.
+
+    Args:
+      path: the keys that lead to the leaf. A number at its end, the place in a list,
+        has no part in the name.
+      leaf: anything with a `shape` and a `dtype`.
+
+    Returns:
+      True for floating leaves of two or more axes with such a name.
+
+    Example:
+      >>> leaf = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+      >>> is_weight(("Dense_0", "kernel"), leaf), is_weight(("Dense_0", "bias"), leaf)
+      (True, False)
+    """
+    if not _is_matrix(leaf):
+        return False
+    # A key may hold a whole path (`dense/kernel` in Keras).
+    keys = _paths.join(path).split("/")
+    while keys and keys[-1].isdecimal():
+        keys.pop()
+    *layers, name = keys or [""]
+    is_scale = name == "weight" and layers and _NORMS.fullmatch(layers[-1])
+    return name in WEIGHT_NAMES and not is_scale
+
+
+def unmatched_matrices(rules: Sequence[Rule], tree: Any) -> list[_paths.Leaf]:
+    """The floating leaves of two axes or more that no rule matches.
+
+    They stay dense, and nobody said so: a rule without a schedule matches what it
+    leaves dense.
+
+    Args:
+      rules: the rules.
+      tree: parameters, arrays or their shapes.
+
+    Returns:
+      The leaves, the largest first.
+    """
+    found = [
+        leaf
+        for leaf in _paths.named_leaves(tree)
+        if _is_matrix(leaf.value) and not any(rule.selects(leaf) for rule in rules)
+    ]
+    return sorted(found, key=_size, reverse=True)
+
+
+def warn_of_dense_weights(
+    rules: Sequence[Rule], tree: Any, assigned: Sequence[int | None]
+) -> None:
+    """Warns where the default rule leaves most of a model dense.
+
+    Args:
+      rules: the rules.
+      tree: parameters, of which only shapes and dtypes are read.
+      assigned: for each leaf the position of the rule that prunes it, as from
+        :func:`assign`.
+    """
+    if not any(rule.where is None and rule.schedule is not None for rule in rules):
+        return
+    missed = unmatched_matrices(rules, tree)
+    dense = sum(map(_size, missed))
+    pruned = sum(
+        _size(leaf)
+        for leaf, position in zip(_paths.named_leaves(tree), assigned, strict=True)
+        if position is not None and _is_matrix(leaf.value)
+    )
+    if dense <= pruned:
+        return
+    warnings.warn(
+        f"the default rule leaves {dense / (dense + pruned):.0%} of the weights dense "
+        "that lie in leaves of two axes or more, because it does not know their names: "
+        f"{some_of([leaf.name for leaf in missed])}. Give where, a regular expression "
+        "for the paths of what is to be pruned; a rule before it, Rule(None, "
+        "where=...), says what is to stay dense.",
+        stacklevel=3,
+    )
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+      >>> some_of(["a/w", "b/w", "c/w"], most=2)
+      "'a/w', 'b/w' and 1 more"
+    """
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _is_matrix(leaf: Any) -> bool:
+    """Whether a leaf is floating and has two axes or more, as weight matrices do."""
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        return False
+    return len(leaf.shape) >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _size(leaf: _paths.Leaf) -> int:
+    return math.prod(leaf.value.shape)
