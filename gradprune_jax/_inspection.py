@@ -57,7 +57,7 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
     Args:
       tree: parameters or masks, plain or boxed; not traced.
       axis: the axis of channels: -1, a kernel's output channels, or -2, its input
-        channels. Leaves without this axis do not count.
+        channels; 0 and 1 in Equinox and PyTorch. Leaves without this axis do not count.
 
     Returns:
       By path the indices of dead channels, int64, in ascending order; of every
@@ -171,7 +171,8 @@ _FAILURES = {
     "not_finite": (
         "weights are not finite",
         "NaN or infinity means that the training diverged, or began with such weights: "
-        "look at the loss, the learning rate and the data. No update can turn them "
+        "look at the loss, the learning rate and the data; where a layer divides by the "
+        "norm of each channel, a rule needs min_per_channel. No update can turn them "
         "into zero.",
     ),
     "revived": (
