@@ -171,9 +171,9 @@ _FAILURES = {
     "not_finite": (
         "weights are not finite",
         "NaN or infinity means that the training diverged, or began with such weights: "
-        "look at the loss, the learning rate and the data; where a layer divides by the "
-        "norm of each channel, a rule needs min_per_channel. No update can turn them "
-        "into zero.",
+        "look at the loss, the learning rate and the data; where a layer divides by "
+        "the norm of each channel, a rule needs min_per_channel. No update can turn "
+        "them into zero.",
     ),
     "revived": (
         "pruned weights are not zero",
