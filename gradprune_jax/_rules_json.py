@@ -66,8 +66,15 @@ def rules_from_json(text: str) -> list[Rule]:
       'head/.*'
     """
     try:
+        return _read_rules(text)
+    except RecursionError:
+        raise ValueError("the rules are nested too deeply.") from None
+
+
+def _read_rules(text: str) -> list[Rule]:
+    try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"the rules are no JSON: {error}.") from None
     fields = _object("the document", document, ["rules"], required=["rules"])
     if not isinstance(fields["rules"], list):
@@ -90,6 +97,10 @@ def _write_rule(position: int, rule: Rule) -> dict[str, Any]:
         "allocation": rule.allocation,
         "stack_axis": None if rule.stack_axis is None else int(rule.stack_axis),
         "min_density": _write_number(position, "min_density", rule.min_density),
+        "min_per_channel": _write_number(
+            position, "min_per_channel", rule.min_per_channel
+        ),
+        "output_axis": None if rule.output_axis is None else int(rule.output_axis),
     }
 
 
@@ -133,6 +144,8 @@ def _read_rule(position: int, written: Any) -> Rule:
             "structure": _read_structure(fields.get("structure")),
         }
         return Rule(**{**fields, **made})
+    except OverflowError:
+        raise ValueError(f"rule {position}: a number in it is too large.") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"rule {position}: {error}") from None
 
@@ -153,7 +166,7 @@ def _read_structure(written: Any) -> Structure | None:
     if written is None:
         return None
     name = written.get("type") if isinstance(written, dict) else written
-    if name not in _STRUCTURES:
+    if not isinstance(name, str) or name not in _STRUCTURES:
         raise ValueError(
             f"the type of its structure is {name!r}; it must be one of "
             f"{sorted(_STRUCTURES)}."

@@ -68,6 +68,20 @@ def test_a_schedule_or_a_rule_is_written_as_a_list():
         assert gp.rules_from_json(gp.rules_to_json(alone)) == [gp.Rule(schedule)]
 
 
+def test_every_field_of_a_rule_is_written():
+    rule = gp.Rule(
+        gp.one_shot_schedule(0.5, 3),
+        where="a",
+        structure=gp.Block((2, 2)),
+        stack_axis=0,
+        min_per_channel=2,
+        output_axis=0,
+    )
+    assert gp.rules_from_json(gp.rules_to_json(rule)) == [rule]
+    written = json.loads(gp.rules_to_json(rule))["rules"][0]
+    assert set(written) == {field.name for field in dataclasses.fields(gp.Rule)}
+
+
 def test_numbers_of_numpy_and_jax_are_written():
     rule = gp.Rule(
         gp.one_shot_schedule(jnp.float32(0.5), 3),
@@ -123,6 +137,14 @@ def changed(**fields):
         (changed(structure={"type": "Odd"}), "rule 0: the type of .* 'Odd'"),
         (changed(structure="NM"), "rule 0: its structure is 'NM'"),
         (changed(structure={"type": "NM", "keep": 9}), "rule 0: keep is 9"),
+        (changed(structure=[]), r"rule 0: the type of its structure is \[\]; it must"),
+        (
+            changed(structure={"type": {}}),
+            r"the type of its structure is \{\}; it must",
+        ),
+        (changed(min_density=10**400), "rule 0: a number in it is too large"),
+        ("[" * 10**5, "the rules are nested too deeply"),
+        ("9" * 5000, "the rules are no JSON"),
     ],
 )
 def test_what_is_no_rule_is_refused_by_name(text, message):
