@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gradprune_jax._safetensors import Spec
+
 
 class Bitmask(NamedTuple):
     """The layout that compressed-tensors calls `sparse-bitmask`.
@@ -68,13 +70,7 @@ def decompress(packed: Bitmask) -> np.ndarray:
       >>> decompress(compress(np.array([0.0, -0.0, 2.0])))
       array([ 0., -0.,  2.])
     """
-    shape = checked_shape(packed.shape)
-    rows = (*shape[:-1], -(-shape[-1] // 8))
-    if packed.bitmask.dtype != np.uint8 or packed.bitmask.shape != rows:
-        raise ValueError(
-            f"its bitmask is {packed.bitmask.dtype} of shape {packed.bitmask.shape}, "
-            f"where the shape {shape} needs uint8 of {rows}"
-        )
+    shape = checked_shape(packed.shape, packed.bitmask)
     bits = np.unpackbits(packed.bitmask, axis=-1, bitorder="little")
     mask = bits[..., : shape[-1]].astype(bool)
     if bits[..., shape[-1] :].any():
@@ -88,13 +84,27 @@ def decompress(packed: Bitmask) -> np.ndarray:
     return array
 
 
-def checked_shape(stored: np.ndarray) -> tuple[int, ...]:
-    """The shape as a tuple; ValueError if it can be no array's."""
+def checked_shape(stored: np.ndarray, bitmask: Spec | np.ndarray) -> tuple[int, ...]:
+    """The shape as a tuple.
+
+    Args:
+      stored: the shape as a file holds it.
+      bitmask: the bits that belong to it, or what they will be.
+
+    Raises:
+      ValueError: if it can be no array's, or not that of these bits.
+    """
     if stored.ndim != 1 or stored.dtype.kind not in "iu":
         raise ValueError("its shape is no list of integers")
     shape = tuple(int(length) for length in stored)
     if not shape or min(shape) < 0:
         raise ValueError(f"its shape is {shape}")
+    rows = (*shape[:-1], -(-shape[-1] // 8))
+    if bitmask.dtype != np.uint8 or bitmask.shape != rows:
+        raise ValueError(
+            f"its bitmask is {bitmask.dtype} of shape {bitmask.shape}, where the shape "
+            f"{shape} needs uint8 of {rows}"
+        )
     return shape
 
 

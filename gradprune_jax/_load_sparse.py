@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import jax
@@ -55,30 +55,30 @@ def open_sparse(
 ) -> tuple[dict[str, StoredArray], dict[str, str]]:
     """The arrays of a sparse or dense file by name, not read yet, and its metadata."""
     stored, metadata = _safetensors.open_file(file)
-    sparse = _sparse_names(file, metadata, list(stored))
+    sparse = _sparse_names(file, metadata, stored.keys())
     parts = {f"{name}.{part}" for name in sparse for part in _PARTS}
     arrays = {name: each for name, each in stored.items() if name not in parts}
     for name in sparse:
         read = functools.partial(_decompress, file, name, stored)
-        shape = stored[f"{name}.shape"].read()
+        packed_shape = stored[f"{name}.shape"].read()
         try:
-            spec = Spec(
-                _bitmask.checked_shape(shape), stored[f"{name}.compressed"].spec.dtype
-            )
+            shape = _bitmask.checked_shape(packed_shape, stored[f"{name}.bitmask"].spec)
+            _safetensors.checked_shape(name, shape)
         except ValueError as error:
             raise _damaged(file, name, error) from None
+        spec = Spec(shape, stored[f"{name}.compressed"].spec.dtype)
         arrays[name] = StoredArray(spec, read)
     return arrays, metadata
 
 
 def _sparse_names(
-    file: pathlib.Path, metadata: Mapping[str, str], names: list[str]
+    file: pathlib.Path, metadata: Mapping[str, str], names: Set[str]
 ) -> list[str]:
     """The names of sparse arrays, by the file's own word or by their parts."""
     if SPARSE in metadata:
         try:
             sparse = [str(name) for name in json.loads(metadata[SPARSE])]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise ValueError(
                 f"{file}: its metadata {SPARSE!r} is no JSON list of names; write the "
                 "file again."

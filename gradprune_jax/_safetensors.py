@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from gradprune_jax._files import naming
+
 _DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -39,6 +41,9 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
+# More weights, or axes, than any array has; a file that says so is damaged.
+_SIZE, _AXES = 2**48, 64
+
 
 class Spec(NamedTuple):
     """What an array will be.
@@ -55,6 +60,24 @@ class Spec(NamedTuple):
     def nbytes(self) -> int:
         """The bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def checked_shape(name: str, shape: Iterable[Any]) -> tuple[int, ...]:
+    """The shape that a file says an array has.
+
+    Raises:
+      ValueError: if no array has such a shape.
+    """
+    lengths = tuple(shape)
+    if not all(type(length) is int and length >= 0 for length in lengths):
+        raise ValueError(
+            f"the shape of {name!r} is {lengths}; it must be integers of 0 or more"
+        )
+    # An axis of length 0 makes no other one plausible.
+    size = math.prod(max(length, 1) for length in lengths)
+    if size >= _SIZE or len(lengths) > _AXES:
+        raise ValueError(f"the shape of {name!r} is {lengths}, which no array has")
+    return lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +118,7 @@ def open_file(file: pathlib.Path) -> tuple[dict[str, StoredArray], dict[str, str
         raise ValueError(
             f"{file}: is no safetensors file, or a damaged one: {error}."
         ) from None
-    with file.open("rb") as stream:
+    with naming(file), file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
@@ -104,7 +127,10 @@ def open_file(file: pathlib.Path) -> tuple[dict[str, StoredArray], dict[str, str
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{file}: {name!r} is {entry['dtype']}, which JAX lacks.")
         dtype = jnp.dtype(_DTYPES[entry["dtype"]])
-        spec = Spec(tuple(entry["shape"]), dtype)
+        try:
+            spec = Spec(checked_shape(name, entry["shape"]), dtype)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}; write the file again.") from None
         place = 8 + length + entry["data_offsets"][0]
         arrays[name] = StoredArray(spec, functools.partial(_read, file, place, spec))
     return arrays, metadata
@@ -128,26 +154,9 @@ def write(
       ValueError: if safetensors has no such dtype, or an array is not what its spec
         says.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    places = {}
-    end = 0
-    # Wide elements first, so that each array is aligned, as readers that map the file
-    # into memory want it.
-    for name, spec in sorted(specs.items(), key=_by_width):
-        if spec.dtype.name not in _NAMES:
-            raise ValueError(
-                f"{name!r} is {spec.dtype}, which safetensors does not hold."
-            )
-        places[name], end = end, end + spec.nbytes
-        header[name] = {
-            "dtype": _NAMES[spec.dtype.name],
-            "shape": list(spec.shape),
-            "data_offsets": [places[name], end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text, places = _header(specs, metadata)
     begin = 8 + len(text)
-    with file.open("wb") as stream:
+    with naming(file), file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name, array in arrays:
             if Spec(array.shape, array.dtype) != specs[name]:
@@ -159,6 +168,62 @@ def write(
         raise ValueError(f"{sorted(places)} were never given.")
 
 
+def nbytes(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> int:
+    """The bytes of the file that :func:`write` would make."""
+    text, _ = _header(specs, metadata)
+    return 8 + len(text) + sum(spec.nbytes for spec in specs.values())
+
+
+def entry_nbytes(name: str, spec: Spec, begin: int) -> int:
+    """The bytes that one array adds to a file: its own, and its entry's in the header.
+
+    Args:
+      name: of the array.
+      spec: its shape and dtype.
+      begin: its place, whose digits stand in the header.
+    """
+    return spec.nbytes + len(_dumped({name: _entry(spec, begin)})) - 1  # a comma
+
+
+def check_dtypes(specs: Mapping[str, Spec]) -> None:
+    """Refuses arrays of which safetensors does not hold the dtype."""
+    for name, spec in specs.items():
+        if spec.dtype.name not in _NAMES:
+            raise ValueError(
+                f"{name!r} is {spec.dtype}, which safetensors does not hold."
+            )
+
+
+def _header(
+    specs: Mapping[str, Spec], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """The header of a file, and the places of its arrays after the header."""
+    check_dtypes(specs)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    places = {}
+    end = 0
+    # Wide elements first, so that each array is aligned, as readers that map the file
+    # into memory want it.
+    for name, spec in sorted(specs.items(), key=_by_width):
+        header[name] = _entry(spec, end)
+        places[name], end = end, end + spec.nbytes
+    text = _dumped(header)
+    return text + b" " * (-len(text) % 8), places
+
+
+def _entry(spec: Spec, begin: int) -> dict[str, Any]:
+    """What the header says of an array at a place."""
+    return {
+        "dtype": _NAMES[spec.dtype.name],
+        "shape": list(spec.shape),
+        "data_offsets": [begin, begin + spec.nbytes],
+    }
+
+
+def _dumped(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
 def _by_width(item: tuple[str, Spec]) -> tuple[int, str]:
     name, spec = item
     return -spec.dtype.itemsize, name
@@ -167,7 +232,7 @@ def _by_width(item: tuple[str, Spec]) -> tuple[int, str]:
 def _read(file: pathlib.Path, place: int, spec: Spec) -> np.ndarray:
     """The array at a place of a file."""
     array = np.empty(spec.shape, spec.dtype)
-    with file.open("rb") as stream:
+    with naming(file), file.open("rb") as stream:
         stream.seek(place)
         if stream.readinto(array.reshape(-1).view(np.uint8).data) != spec.nbytes:
             raise ValueError(f"{file}: has become shorter while it was being read.")

@@ -17,7 +17,7 @@ import numpy as np
 
 from gradprune_jax import _bitmask, _paths, _safetensors, _torch_layout
 from gradprune_jax._checks import check_fraction, is_traced
-from gradprune_jax._files import check_free, replacing
+from gradprune_jax._files import check_free, making, replacing_all
 from gradprune_jax._load_sparse import SPARSE
 from gradprune_jax._safetensors import Spec, StoredArray
 
@@ -41,8 +41,9 @@ def save_sparse(
 
     A leaf with at most `max_density` non-zeros becomes ``<name>.compressed``, its
     non-zeros in C order, ``<name>.bitmask``, a bit for every weight, ``<name>.shape``
-    and ``<name>.row_offsets``, if that is smaller. All others are stored as they are.
-    The file is there as a whole or not at all.
+    and ``<name>.row_offsets``, if that makes the file smaller. All others are stored as
+    they are. The file is there as a whole or not at all, and never larger than a dense
+    one.
 
     Args:
       path: of the file; with the layout ``"compressed-tensors"`` of a folder for
@@ -100,25 +101,18 @@ def write_sparse(
         check_free(each, overwrite)
     if for_torch:
         arrays = _torch_layout.as_torch(arrays)
-    contents = _Contents.of(arrays, max_density, ".weight" if for_torch else "")
-    metadata = {**(metadata or {}), **_metadata(layout, contents.packed.values())}
-    with contextlib.ExitStack() as renamed:
-        # Both are written before either takes its place.
-        model = _place(renamed, files[0], for_torch)
+    with contextlib.ExitStack() as written:
         if for_torch:
-            config = renamed.enter_context(replacing(files[1]))
-            config.write_text(json.dumps(_config(contents), indent=2) + "\n")
-        _safetensors.write(model, contents.specs, contents.read(), metadata)
+            written.enter_context(making(file))
+        # The files are there from here on, so that one that cannot be written is found
+        # before anything is read.
+        model, *config = written.enter_context(replacing_all(files, overwrite))
+        suffix = ".weight" if for_torch else ""
+        contents = _Contents.of(arrays, max_density, suffix, metadata or {}, layout)
+        for each in config:
+            each.write_text(json.dumps(_config(contents), indent=2) + "\n")
+        _safetensors.write(model, contents.specs, contents.read(), contents.metadata)
     return files
-
-
-def _place(
-    renamed: contextlib.ExitStack, file: pathlib.Path, in_folder: bool
-) -> pathlib.Path:
-    """A temporary file, in a folder that is made for it if it has one of its own."""
-    if in_folder:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    return renamed.enter_context(replacing(file))
 
 
 def _config(contents: _Contents) -> dict[str, Any]:
@@ -161,38 +155,62 @@ class _Contents:
       packed: for those of them that are stored sparse, the name without its suffix.
       specs: everything that the file will hold.
       nonzero: the number of values that are not zero.
+      metadata: what its header says besides.
     """
 
     arrays: Mapping[str, StoredArray]
     packed: dict[str, str]
     specs: dict[str, Spec]
     nonzero: int
+    metadata: dict[str, str]
 
     @classmethod
     def of(
-        cls, arrays: Mapping[str, StoredArray], max_density: float, suffix: str
+        cls,
+        arrays: Mapping[str, StoredArray],
+        max_density: float,
+        suffix: str,
+        metadata: Mapping[str, str],
+        layout: Layout,
     ) -> _Contents:
-        """Counts what is not zero, and decides which arrays are stored sparse."""
+        """Counts what is not zero, and decides which arrays are stored sparse.
+
+        An array is, if it is sparse enough and that makes the file smaller, with what
+        its parts add to the header. None is, if all of them together do not make up for
+        the metadata that they need.
+        """
         packed: dict[str, str] = {}
         specs: dict[str, Spec] = {}
+        dense = {name: array.spec for name, array in arrays.items()}
+        _safetensors.check_dtypes(dense)
+        end = sum(spec.nbytes for spec in dense.values())
         total = 0
         for name, array in arrays.items():
             nonzero = int(np.count_nonzero(_bitmask.nonzero_bits(array.read())))
             total += nonzero
             own = {name: array.spec}
-            if _is_worthwhile(array.spec, nonzero, max_density):
-                packed[name] = name.removesuffix(suffix)
-                own = {
-                    f"{packed[name]}.{part}": spec
+            if _is_sparse(array.spec, nonzero, max_density):
+                stem = name.removesuffix(suffix)
+                parts = {
+                    f"{stem}.{part}": spec
                     for part, spec in _packed_specs(array.spec, nonzero).items()
                 }
+                if _packed_nbytes(stem, parts, end) < _safetensors.entry_nbytes(
+                    name, array.spec, 0
+                ):
+                    packed[name], own = stem, parts
             for each in own:
                 if each in specs:
                     raise ValueError(
                         f"two arrays would both be stored as {each!r}; rename one."
                     )
             specs |= own
-        return cls(arrays, packed, specs, total)
+        said = {**metadata, **_metadata(layout, packed.values(), dense)}
+        nbytes = _safetensors.nbytes(specs, said)
+        if packed and nbytes > _safetensors.nbytes(dense, metadata):
+            packed, specs = {}, dense
+            said = {**metadata, **_metadata(layout, (), dense)}
+        return cls(arrays, packed, specs, total, said)
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """All that the file will hold, one array at a time."""
@@ -205,13 +223,19 @@ class _Contents:
                 yield f"{self.packed[name]}.{part}", value
 
 
-def _is_worthwhile(spec: Spec, nonzero: int, max_density: float) -> bool:
-    """Whether an array is sparse enough, and smaller as its non-zeros and a mask."""
+def _is_sparse(spec: Spec, nonzero: int, max_density: float) -> bool:
+    """Whether an array may be stored as its non-zeros and a mask."""
     if not spec.shape or not jnp.issubdtype(spec.dtype, jnp.floating):
         return False
-    size = int(np.prod(spec.shape, dtype=object))
-    nbytes = _bitmask.compressed_nbytes(spec.shape, nonzero, spec.dtype.itemsize)
-    return nonzero <= max_density * size and nbytes < spec.nbytes
+    return nonzero <= max_density * int(np.prod(spec.shape, dtype=object))
+
+
+def _packed_nbytes(stem: str, parts: Mapping[str, Spec], end: int) -> int:
+    """The bytes that an array's parts add to a file of `end` bytes, at most."""
+    listed = len(json.dumps(json.dumps(stem)))  # in a list within the metadata
+    return listed + sum(
+        _safetensors.entry_nbytes(name, spec, end) for name, spec in parts.items()
+    )
 
 
 def _packed_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
@@ -225,7 +249,14 @@ def _packed_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
     }
 
 
-def _metadata(layout: Layout, sparse: Iterable[str]) -> dict[str, str]:
+def _metadata(
+    layout: Layout, sparse: Iterable[str], names: Iterable[str]
+) -> dict[str, str]:
+    """What the file says of its sparse arrays; nothing of none, which is plain then."""
     from gradprune_jax import __version__
 
-    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: json.dumps(list(sparse))}
+    listed = list(sparse)
+    # Readers take arrays of such names for parts, if nothing says that they are none.
+    if not listed and not any(name.endswith(f".{_PARTS[0]}") for name in names):
+        return {}
+    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: json.dumps(listed)}

@@ -17,7 +17,7 @@ pytest.importorskip("zstandard")
 
 import safetensors.numpy
 
-from gradprune_jax import _bitmask, export
+from gradprune_jax import _bitmask, _load_sparse, _safetensors, export
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"]
 
@@ -86,6 +86,93 @@ def test_dense_leaves_stay_dense(tmp_path):
         file = tmp_path / name
         export.save_sparse(file, {"x": dense, "y": half}, max_density=max_density)
         assert len(safetensors.numpy.load_file(file)) == expected
+
+
+def dense_nbytes(folder, params):
+    """The bytes of a plain safetensors file."""
+    safetensors.numpy.save_file(params, folder / "plain")
+    return (folder / "plain").stat().st_size
+
+
+@pytest.mark.parametrize("layout", ["sparse-bitmask", "compressed-tensors"])
+def test_no_file_is_larger_than_a_dense_one(tmp_path, layout):
+    rng = np.random.default_rng(0)
+    sizes = []
+    for columns in (1, 8, 40, 120, 200, 1000):
+        for count in (0, 1, 2, 20):
+            live = rng.random((count, 3, columns)) < 0.1
+            weights = np.where(live, 1, 0).astype(np.float32)
+            params = {f"layer{i}.weight": each for i, each in enumerate(weights)}
+            params["dense"] = np.ones(9, np.float32)
+            out = tmp_path / "out"
+            export.save_sparse(out, params, layout=layout, overwrite=True)
+            file = out / "model.safetensors" if out.is_dir() else out
+            plain = dense_nbytes(tmp_path, params)
+            sizes.append((file.stat().st_size, plain))
+            loaded = export.load_sparse(file)
+            assert sum(each.nbytes for each in loaded.values()) == sum(
+                each.nbytes for each in params.values()
+            )
+    assert all(size <= plain for size, plain in sizes)
+    smaller = [size < plain for size, plain in sizes]
+    assert 0.2 < np.mean(smaller) < 0.8
+
+
+def test_each_array_is_sparse_only_if_that_is_smaller(tmp_path):
+    """Its entries in the header count."""
+    large = np.zeros((64, 640), np.float32)
+    for columns in range(60, 200, 4):
+        small = np.zeros((1, columns), np.float32)
+        file = tmp_path / f"{columns}"
+        export.save_sparse(file, {"large": large, "small": small})
+        stored = safetensors.numpy.load_file(file)
+        assert "large.bitmask" in stored
+        if "small.bitmask" in stored:
+            break
+    alone = tmp_path / "alone"
+    export.save_sparse(alone, {"large": large})
+    assert 60 < columns < 120
+    # What the last array adds is less than it would be dense.
+    assert file.stat().st_size - alone.stat().st_size < small.nbytes + 80
+
+
+def test_a_file_without_sparse_arrays_is_plain(tmp_path):
+    params = {"a": np.ones((3, 4), np.float32), "b": np.arange(3)}
+    export.save_sparse(tmp_path / "sparse", params)
+    plain = dense_nbytes(tmp_path, params)
+    assert (tmp_path / "sparse").stat().st_size == plain
+    # Unless its names could be taken for parts.
+    params = {"a.compressed": np.ones(3), "a.bitmask": np.ones(3)}
+    export.save_sparse(tmp_path / "parts", params)
+    loaded = export.load_sparse(tmp_path / "parts")
+    jax.tree.map(assert_same_bits, loaded, params)
+
+
+class Name(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other):
+        Name.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_opening_takes_time_linear_in_the_number_of_arrays(tmp_path, monkeypatch):
+    kernel = np.zeros((1, 400), np.float32)
+    file = tmp_path / "model"
+    export.save_sparse(file, {f"{i}": kernel for i in range(200)})
+    arrays, metadata = _safetensors.open_file(file)
+    named = {Name(name): array for name, array in arrays.items()}
+    for known in (metadata, {}):
+        monkeypatch.setattr(
+            _safetensors, "open_file", lambda _, known=known: (named, known)
+        )
+        Name.compared = 0
+        assert len(_load_sparse.open_sparse(file)[0]) == 200
+        assert Name.compared <= 20 * len(named)
 
 
 def test_models_of_flax_come_back_as_they_were(tmp_path):
@@ -178,6 +265,7 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
         ({"compressed": parts[f"{name}.compressed"][1:]}, "values for"),
         ({"shape": np.array([-1, 70])}, "its shape is"),
         ({"shape": np.array([16.0, 70.0])}, "no list of integers"),
+        ({"shape": np.array([0, 2**60])}, "its bitmask is"),
         ({"row_offsets": None}, f"lacks {name}.row_offsets"),
     ]:
         damaged = parts | {f"{name}.{part}": array for part, array in change.items()}
