@@ -14,6 +14,7 @@ from gradprune_jax import _bitmask, _paths
 from gradprune_jax._checks import is_traced
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._structures import NM
+from gradprune_jax._table import printable
 
 LAYOUTS = ("dense", "bitmask", "csr", "coo", "nm")
 
@@ -239,4 +240,4 @@ def _row(leaf: LeafStorage) -> tuple[str, ...]:
     """The cells of a parameter in the printed table."""
     shape = "x".join(map(str, leaf.shape)) or "scalar"
     sizes = ("" if size is None else f"{size:,}" for size in leaf.nbytes.values())
-    return (leaf.path, shape, str(leaf.dtype), f"{leaf.nonzero:,}", *sizes)
+    return (printable(leaf.path), shape, str(leaf.dtype), f"{leaf.nonzero:,}", *sizes)

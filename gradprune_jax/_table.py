@@ -41,6 +41,21 @@ class Row(NamedTuple):
         return 0 if self.shape is None else math.prod(self.shape)
 
 
+def printable(name: str) -> str:
+    r"""A name as it can be printed: what is no letter, sign or space is escaped.
+
+    A terminal obeys control characters, whoever wrote them into a file.
+
+    Example:
+      >>> print(printable("\x1b[2Jkernel"))
+      \x1b[2Jkernel
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in name
+    )
+
+
 def sparsity_of(rows: Sequence[Row]) -> float:
     """The fraction of zeros of rows together; 0 of nothing."""
     size = sum(row.size for row in rows)
@@ -173,10 +188,11 @@ def _measure(name: str, leaf: Any) -> Row:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """The printed cells of one row."""
+    path = printable(row.path)
     if row.shape is None:
-        return (row.path, "", "", "", "", "")
+        return (path, "", "", "", "", "")
     shape = "x".join(map(str, row.shape)) or "scalar"
-    return (row.path, shape, str(row.dtype), *_numbers([row]))
+    return (path, shape, str(row.dtype), *_numbers([row]))
 
 
 def _numbers(rows: Sequence[Row]) -> tuple[str, str, str]:

@@ -127,6 +127,11 @@ def test_a_path_is_no_markup():
     assert list(table) == ["['a']['0']", "['a/0']", "total"]
 
 
+def test_a_path_does_nothing_to_the_terminal():
+    table = rows(report.tabulate({"a\x1b[2J\n\u202e": jnp.ones(1), "ä b": jnp.ones(2)}))
+    assert list(table) == [r"a\x1b[2J\n\u202e", "ä b", "total"]
+
+
 def test_the_title_is_printed():
     assert report.tabulate(PARAMS, title="after training").title == "after training"
 
