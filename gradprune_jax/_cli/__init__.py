@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,34 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    _end_cleanly()
     group(prog_name="gradprune")
+
+
+def _end_cleanly() -> None:
+    """Lets a run that is terminated tidy up, and one that fails say so and no more."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        # What is ignored, as under nohup, stays so.
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+    sys.unraisablehook = _say_unraisable
+
+
+def _end(number: int, frame: Any) -> None:
+    """Ends the run by an exception, so that temporary files are removed."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # the tidying is not ended too
+    sys.exit(128 + number)
+
+
+def _say_unraisable(unraisable: Any) -> None:
+    """Says what cannot be raised, but not what orbax leaves in tensorstore's threads.
+
+    Where one array is damaged, others are still being read when orbax has given up.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def build() -> click.Group:
@@ -45,6 +73,7 @@ def build() -> click.Group:
     import gradprune_jax
     from gradprune_jax._cli import diff, pack, plan, prune, report
     from gradprune_jax._cli.checkpoints import CheckpointError
+    from gradprune_jax._table import printable
     from gradprune_jax.demo import command
     from gradprune_jax.demo.data import DataError
 
@@ -57,7 +86,8 @@ def build() -> click.Group:
             except BrokenPipeError:
                 raise  # click ends quietly when the reader of a pipe has gone
             except (CheckpointError, DataError, OSError) as error:
-                click.echo(f"error: {' '.join(str(error).split())}", err=True)
+                message = printable(" ".join(str(error).split()))
+                click.echo(f"error: {message}", err=True)
                 ctx.exit(1)
 
     group = Group(

@@ -12,7 +12,6 @@ import functools
 import mmap
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,22 +20,19 @@ import numpy as np
 
 from gradprune_jax._cli import orbax_folder
 from gradprune_jax._load_sparse import open_sparse
-from gradprune_jax._safetensors import Spec, StoredArray
+from gradprune_jax._safetensors import Spec, StoredArray, checked_shape
 
 Path = tuple[str, ...]
 
 # The weights in a folder such as `pack --layout compressed-tensors` writes.
 _MODEL = "model.safetensors"
 
-# What NumPy, zip files and the readers of others raise for damaged data.
-_READ_ERRORS = (
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-)
+# What damaged data makes of this module and NumPy; all that other readers raise is
+# made a ValueError where they are called.
+_READ_ERRORS = (ValueError, OSError, MemoryError, OverflowError, RecursionError)
+
+# Deeper trees are no model's, and too deep for recursion.
+_DEPTH = 200
 
 # Where an optimizer keeps what has the parameters' paths, but is none of them.
 _OPTIMIZER_STATE = "opt_state"
@@ -132,10 +128,18 @@ def blaming(
         yield
     except CheckpointError:
         raise
+    except RecursionError:
+        raise CheckpointError(f"{file}: is nested too deeply.") from None
     except errors as error:
-        message = str(error) or type(error).__name__
-        is_named = message.startswith(str(file))
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # names its file
+        message = _message(error)
+        is_named = message.startswith((f"{file}: ", f"{file / _MODEL}: "))
         raise CheckpointError(message if is_named else f"{file}: {message}") from None
+
+
+def _message(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _read(file: pathlib.Path, array: StoredArray) -> np.ndarray:
@@ -151,9 +155,10 @@ def _open(
         file = file / _MODEL
     if file.is_dir():
         return _without_boxes(orbax_folder.open_folder(file)), False, {}
-    if zipfile.is_zipfile(file):
-        return _open_npz(file), False, {}
     if not _begins_like_safetensors(file):
+        # Not before, because a safetensors file can end like a zip archive by chance.
+        if zipfile.is_zipfile(file):
+            return _open_npz(file), False, {}
         return _without_boxes(_open_msgpack(file)), False, {}
     named, metadata = open_sparse(file)
     is_torch = any("." in name for name in named) and not any(
@@ -173,6 +178,11 @@ def nested(file: pathlib.Path, leaves: Mapping[Path, Any]) -> dict[str, Any]:
     """Nested dicts of leaves by path."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
+        if len(path) > _DEPTH:
+            raise CheckpointError(
+                f"{file}: {'/'.join(path[:4])!r}... is a path of {len(path):,} keys; "
+                f"it must be at most {_DEPTH}."
+            )
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -198,37 +208,67 @@ def _begins_like_safetensors(file: pathlib.Path) -> bool:
 def _open_npz(file: pathlib.Path) -> dict[Path, StoredArray]:
     """The arrays of a NumPy archive, by their headers; nothing is unpickled."""
     arrays = {}
-    with zipfile.ZipFile(file) as archive:
-        members = [name for name in archive.namelist() if name.endswith(".npy")]
-        if not members:
-            raise ValueError("is a zip archive without NumPy arrays.")
-        for member in members:
-            name = member.removesuffix(".npy")
-            with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                read_header = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read_header(stream)
-            if dtype.kind in "US":
-                continue  # a word about the run is no parameter
-            if dtype.kind not in "biufc":
-                raise ValueError(
-                    f"{name!r} has dtype {dtype}; NumPy's archives hold no bfloat16 "
-                    "and no 8-bit floats, and objects are not unpickled. Save it as "
-                    "safetensors."
-                )
-            spec = Spec(shape, dtype.newbyteorder("="))
-            read = functools.partial(_read_npz, file, name, spec.dtype)
-            arrays[tuple(name.split("/"))] = StoredArray(spec, read)
+    try:
+        # Open as long as its arrays are wanted: its index is read once.
+        archive = zipfile.ZipFile(file)
+    except Exception as error:
+        raise ValueError(f"is a damaged zip archive: {_message(error)}.") from None
+    members = [name for name in archive.namelist() if name.endswith(".npy")]
+    if not members:
+        raise ValueError("is a zip archive without NumPy arrays.")
+    for member in members:
+        name = member.removesuffix(".npy")
+        shape, dtype, place = _npz_header(archive, member, name)
+        if dtype.kind in "US":
+            continue  # a word about the run is no parameter
+        if dtype.kind not in "biufc":
+            raise ValueError(
+                f"{name!r} has dtype {dtype}; NumPy's archives hold no bfloat16 "
+                "and no 8-bit floats, and objects are not unpickled. Save it as "
+                "safetensors."
+            )
+        spec = Spec(checked_shape(name, shape), dtype.newbyteorder("="))
+        held = archive.getinfo(member).file_size - place
+        if held < spec.nbytes:
+            raise ValueError(
+                f"{name!r} is damaged: {spec.shape} of {dtype} are {spec.nbytes:,} "
+                f"bytes, and it has {held:,}."
+            )
+        read = functools.partial(_read_npz, archive, member, name, spec.dtype)
+        arrays[tuple(name.split("/"))] = StoredArray(spec, read)
     return arrays
 
 
-def _read_npz(file: pathlib.Path, name: str, dtype: np.dtype) -> np.ndarray:
-    with np.load(file, allow_pickle=False) as archive:
-        return np.asarray(archive[name], dtype, order="C")
+def _npz_header(
+    archive: zipfile.ZipFile, member: str, name: str
+) -> tuple[tuple[int, ...], np.dtype, int]:
+    """What an array's header says it is, and the place of its data after it."""
+    with _unpacking(name), archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(stream)
+        return shape, dtype, stream.tell()
+
+
+def _read_npz(
+    archive: zipfile.ZipFile, member: str, name: str, dtype: np.dtype
+) -> np.ndarray:
+    with _unpacking(name), archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+    return np.asarray(array, dtype, order="C")
+
+
+@contextlib.contextmanager
+def _unpacking(name: str) -> Iterator[None]:
+    """Names the array of which a member of an archive is damaged."""
+    try:
+        yield
+    except Exception as error:  # NumPy, zipfile and its four codecs have no common one
+        raise ValueError(f"{name!r} is damaged: {_message(error)}.") from None
 
 
 def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:
@@ -246,18 +286,17 @@ def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:
         except Exception as error:  # msgpack and Flax have no common error
             raise ValueError(
                 "is none of an orbax folder, safetensors, npz and Flax msgpack, or it "
-                f"is damaged ({str(error) or type(error).__name__})."
+                f"is damaged ({_message(error)})."
             ) from None
     if not isinstance(tree, dict):
         raise ValueError("is msgpack, but no tree of parameters.")
-    return {
-        path: StoredArray(
-            Spec(np.shape(leaf), np.dtype(leaf.dtype)),
-            functools.partial(np.asarray, leaf),
-        )
-        for path, leaf in walk(tree)
-        if hasattr(leaf, "dtype")
-    }
+    arrays = {}
+    for path, leaf in walk(tree):
+        if hasattr(leaf, "dtype"):
+            shape = checked_shape("/".join(path), np.shape(leaf))
+            spec = Spec(shape, np.dtype(leaf.dtype))
+            arrays[path] = StoredArray(spec, functools.partial(np.asarray, leaf))
+    return arrays
 
 
 def walk(

@@ -16,6 +16,7 @@ from rich.text import Text
 from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import CheckpointError, open_checkpoint
 from gradprune_jax._safetensors import StoredArray
+from gradprune_jax._table import printable
 
 
 class _Overlap(NamedTuple):
@@ -91,7 +92,7 @@ def diff(
     Console().print(_table(rows, total))
     for file, names in only.items():
         if names:
-            click.echo(f"Only in {file}: {', '.join(names)}")
+            click.echo(printable(f"Only in {file}: {', '.join(names)}"))
 
 
 def _compare(
@@ -120,5 +121,5 @@ def _table(rows: Sequence[_Overlap], total: _Overlap) -> Table:
         if row is total:
             table.add_section()
         counts = (f"{count:,}" for count in (row.first, row.second, row.both))
-        table.add_row(Text(row.path), *counts, f"{100 * row.fraction:.2f} %")
+        table.add_row(Text(printable(row.path)), *counts, f"{100 * row.fraction:.2f} %")
     return table

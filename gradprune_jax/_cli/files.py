@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TypeVar
@@ -20,6 +21,7 @@ from rich.progress import (
 
 from gradprune_jax._cli.checkpoints import Checkpoint
 from gradprune_jax._safetensors import StoredArray
+from gradprune_jax._table import printable
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -28,26 +30,25 @@ _LARGE = 100e6
 
 
 def check_free(file: pathlib.Path, force: bool) -> None:
-    """Refuses to overwrite a file without being told to."""
-    if file.exists() and not force:
+    """Refuses to overwrite a file, or a link to nothing, without being told to."""
+    if os.path.lexists(file) and not force:
         raise click.UsageError(
-            f"{file} exists already; give --force to overwrite, or another name."
+            f"{printable(str(file))} exists already; give --force to overwrite, or "
+            "another name."
         )
 
 
 def write_notice(file: pathlib.Path) -> None:
     """Says that a file was written, with its size."""
     size = f"{file.stat().st_size:,} bytes" if file.is_file() else "a folder"
-    click.echo(f"Wrote {file} ({size})")
+    click.echo(f"Wrote {printable(str(file))} ({size})")
 
 
 def say_left_out(checkpoint: Checkpoint) -> None:
     """Names what a checkpoint holds besides its parameters."""
     if checkpoint.left_out:
-        click.echo(
-            f"Left out, as no parameters: {', '.join(checkpoint.left_out)} (--params / "
-            "takes all)."
-        )
+        names = printable(", ".join(checkpoint.left_out))
+        click.echo(f"Left out, as no parameters: {names} (--params / takes all).")
 
 
 @contextlib.contextmanager
@@ -69,13 +70,13 @@ def tracked(
         yield dict(arrays)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         DownloadColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
-        task = bars.add_task(what, total=total)
+        task = bars.add_task(printable(what), total=total)
 
         def counted(array: StoredArray) -> Callable[[], np.ndarray]:
             def read() -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -12,10 +13,32 @@ import click
 
 import gradprune_jax as gp
 from gradprune_jax._rules import Allocation
+from gradprune_jax._table import printable
 
 _PATTERN = r"(\d+):(\d+)"
 
-CHECKPOINT = click.Path(exists=True, path_type=pathlib.Path)
+
+class Existing(click.Path):
+    """A file or folder that is there; devices and pipes need have no end."""
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        path = pathlib.Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.is_file() and not path.is_dir():
+            self.fail(
+                f"{printable(str(path))} is a device or a pipe; give a file, or a "
+                "folder.",
+                param,
+                ctx,
+            )
+        return path
+
+
+CHECKPOINT = Existing(exists=True)
 FILE = click.Path(path_type=pathlib.Path)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON alone.")
@@ -129,7 +152,7 @@ def rule(
     """
     try:
         made = _structure(structure, axis, pool, is_torch)
-        if isinstance(made, gp.NM):
+        if isinstance(made, gp.NM) and sparsity is None:
             sparsity = 1 - made.keep / made.of
         if sparsity is None:
             raise click.UsageError("Give --sparsity, such as --sparsity 0.9.")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._safetensors import Spec, StoredArray
+from gradprune_jax._safetensors import Spec, StoredArray, checked_shape
 
 # What orbax writes beside the arrays of a tree.
 _TREE = "_METADATA"
@@ -33,15 +33,18 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
     Raises:
       ValueError: if the folder is none of these, or orbax cannot read it.
     """
-    # orbax tells of its own affairs on the way.
+    # orbax tells of its own affairs on the way, and asyncio of each array that it did
+    # not come to.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     folder = _tree_folder(folder.resolve())
     specs = {}
     paths = {}
     for position, leaf in enumerate(_paths.named_leaves(_metadata(folder))):
         shape, dtype = (getattr(leaf.value, name, None) for name in ("shape", "dtype"))
         if shape is not None and dtype is not None:
-            specs[position] = Spec(tuple(shape), np.dtype(dtype))
+            shape = checked_shape(leaf.name, shape)
+            specs[position] = Spec(shape, np.dtype(dtype))
             paths[position] = leaf.path
     return {
         paths[position]: StoredArray(
@@ -84,7 +87,7 @@ def _metadata(folder: pathlib.Path) -> Any:
     except Exception as error:  # orbax, tensorstore and etils have no common error
         raise ValueError(f"orbax cannot read it: {_first_line(error)}.") from None
     if found is None:
-        raise ValueError("orbax cannot read it: the metadata is damaged.")
+        raise ValueError("orbax cannot read it: its metadata or arrays are damaged.")
     return found.tree
 
 
@@ -137,8 +140,7 @@ def _restore(folder: pathlib.Path, group: tuple[int, ...]) -> dict[int, np.ndarr
                 ),
             )
     except Exception as error:
-        message = f"{folder}: orbax cannot read it: {_first_line(error)}."
-        raise ValueError(message) from None
+        raise ValueError(f"orbax cannot read it: {_first_line(error)}.") from None
     arrays = jax.tree.leaves(restored)
     return {position: np.asarray(arrays[position]) for position in group}
 

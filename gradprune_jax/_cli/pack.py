@@ -13,6 +13,7 @@ from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import blaming, open_checkpoint
 from gradprune_jax._files import replacing
 from gradprune_jax._save_sparse import Layout, write_sparse
+from gradprune_jax._table import printable
 
 
 @click.command()
@@ -51,11 +52,12 @@ def pack(
     """
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
-    dense = sum(array.spec.nbytes for array in opened.arrays.values())
+    specs = {name: array.spec for name, array in opened.named.items()}
     with (
         files.tracked(opened.named, checkpoint.name, passes=2) as arrays,
         blaming(checkpoint),
     ):
+        dense = _safetensors.nbytes(specs, opened.metadata)
         written = write_sparse(out, arrays, layout, max_density, force, opened.metadata)
     size = sum(file.stat().st_size for file in written)
     if as_json:
@@ -64,8 +66,8 @@ def pack(
         return
     files.say_left_out(opened)
     click.echo(
-        f"Wrote {out}: {size:,} bytes, {100 * size / max(dense, 1):.1f} % of the dense "
-        f"{dense:,}"
+        f"Wrote {printable(str(out))}: {size:,} bytes, {100 * size / dense:.1f} % of "
+        f"the dense {dense:,}"
     )
 
 
@@ -83,7 +85,7 @@ def unpack(
     with files.tracked(opened.named, checkpoint.name) as arrays:
         specs = {name: array.spec for name, array in arrays.items()}
         contents = ((name, array.read()) for name, array in arrays.items())
-        with blaming(checkpoint), replacing(out) as temporary:
+        with blaming(checkpoint), replacing(out, force) as temporary:
             _safetensors.write(temporary, specs, contents, opened.metadata)
     if as_json:
         click.echo(json.dumps({"file": str(out), "bytes": out.stat().st_size}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -12,13 +13,14 @@ import gradprune_jax as gp
 from gradprune_jax._cli import options
 from gradprune_jax._cli.checkpoints import blaming
 from gradprune_jax._cli.shapes import open_shapes
+from gradprune_jax._table import printable
 
 
 @click.command()
 @click.argument("model", type=options.CHECKPOINT)
 @click.option(
     "--rules",
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    type=options.Existing(exists=True, dir_okay=False),
     help="A file of gradprune_jax.rules_to_json, in place of the options of one rule.",
 )
 @click.option(
@@ -51,7 +53,7 @@ def plan(
     shapes = open_shapes(model, params)
     with blaming(model):
         planned = gp.plan(chosen, shapes, total_steps=total_steps)
-    click.echo(json.dumps(_as_dict(planned)) if as_json else str(planned))
+    click.echo(json.dumps(_as_dict(planned)) if as_json else _as_text(planned))
 
 
 def _refuse_fields(fields: dict[str, Any]) -> None:
@@ -61,6 +63,14 @@ def _refuse_fields(fields: dict[str, Any]) -> None:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             option = name.replace("_", "-")
             raise click.UsageError(f"--{option} does not go with --rules.")
+
+
+def _as_text(planned: gp.Plan) -> str:
+    """The plan as a table, with names that do no harm to a terminal."""
+    leaves = (
+        dataclasses.replace(leaf, path=printable(leaf.path)) for leaf in planned.leaves
+    )
+    return str(dataclasses.replace(planned, leaves=tuple(leaves)))
 
 
 def _as_dict(planned: gp.Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -59,14 +60,17 @@ def prune(
     rule = options.rule(**fields, is_torch=opened.is_torch)
     passes = 1 if rule.allocation == "uniform" else 2
     counts: dict[str, int] = {}
-    with files.tracked(opened.arrays, checkpoint.name, passes) as arrays:
+    with (
+        replacing(out, force) as temporary,
+        files.tracked(opened.arrays, checkpoint.name, passes) as arrays,
+    ):
         opened = dataclasses.replace(opened, arrays=arrays)
         with blaming(checkpoint):
+            _safetensors.check_dtypes({n: a.spec for n, a in opened.named.items()})
             pruned = _prune(rule, opened)
             specs = {name: array.spec for name, array in pruned.items()}
             contents = _counted(pruned, counts)
-            with replacing(out) as temporary:
-                _safetensors.write(temporary, specs, contents, opened.metadata)
+            _safetensors.write(temporary, specs, contents, opened.metadata)
     table = [
         Row(name, array.spec.shape, array.spec.dtype, counts[name])
         for name, array in pruned.items()
@@ -87,8 +91,12 @@ def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
     leaves of the rule together, and each leaf is read once more.
     """
     leaves = _paths.named_leaves(checkpoint.shapes)
-    selected = [leaves[i].path for i in selected_leaves(rule, checkpoint.shapes)]
     arrays = checkpoint.arrays
+    selected = [
+        leaves[i].path
+        for i in selected_leaves(rule, checkpoint.shapes)
+        if math.prod(leaves[i].value.shape)  # nothing is to be pruned of nothing
+    ]
     if rule.allocation == "uniform":
         masks: Mapping[Path, Any] = dict.fromkeys(selected)
     else:
@@ -106,6 +114,8 @@ def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
 
 def _masks(rule: gp.Rule, arrays: Mapping[Path, StoredArray]) -> dict[Path, np.ndarray]:
     """The masks of leaves that are pruned together."""
+    if not arrays:
+        return {}
     with _wide_enough(arrays):
         weights = [jnp.asarray(array.read()) for array in arrays.values()]
         masks = [np.asarray(mask) for mask in select_masks(rule, weights)]

@@ -21,7 +21,7 @@ from gradprune_jax._cli.checkpoints import Checkpoint, CheckpointError, open_che
 from gradprune_jax._files import replacing
 from gradprune_jax._safetensors import StoredArray
 from gradprune_jax._storage import StorageReport, measure
-from gradprune_jax._table import Row, draw_table, sparsity_of
+from gradprune_jax._table import Row, draw_table, printable, sparsity_of
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -97,7 +97,7 @@ def report(
     else:
         _print(measured, storage)
     if plot is not None:
-        _draw(plot, measured)
+        _draw(plot, measured, force)
         if not as_json:
             files.write_notice(plot)
 
@@ -154,19 +154,19 @@ def _in_pattern(mask: np.ndarray, pattern: gp.NM) -> float | None:
 
 
 def _dead(mask: np.ndarray, axis: int) -> int | None:
-    """The number of channels on an axis of which nothing is left."""
-    if mask.ndim < 2:
+    """The channels on an axis of which nothing is left; None if it has none."""
+    if mask.ndim < 2 or not mask.size:
         return None
     lives = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1).any(axis=1)
     return int((~lives).sum())
 
 
-def _draw(file: pathlib.Path, measured: list[_Measured]) -> None:
+def _draw(file: pathlib.Path, measured: list[_Measured], force: bool) -> None:
     """Writes the picture; which kind, its ending says."""
-    fractions = {each.row.path: sparsity_of([each.row]) for each in measured}
+    fractions = {printable(each.row.path): sparsity_of([each.row]) for each in measured}
     fractions["total"] = sparsity_of([each.row for each in measured])
     kind = file.suffix.removeprefix(".").lower()
-    with replacing(file) as temporary:
+    with replacing(file, force) as temporary:
         pictures.plot_sparsity(fractions).savefig(temporary, format=kind)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 from typing import Any
 
@@ -17,6 +16,7 @@ from gradprune_jax._cli.checkpoints import (
     open_checkpoint,
     walk,
 )
+from gradprune_jax._safetensors import checked_shape
 
 
 def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]:
@@ -36,7 +36,9 @@ def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]
             tuple("/".join(path).split("/")): _shape(path, leaf)
             for path, leaf in found.items()
         }
-    except (ValueError, TypeError) as error:
+    except RecursionError:
+        raise CheckpointError(f"{file}: is nested too deeply.") from None
+    except (ValueError, TypeError, SyntaxError) as error:
         raise CheckpointError(
             f'{file}: is no list of shapes, {error}; it must be like {{"Dense_0": '
             '{"kernel": [784, 10], "bias": {"shape": [10], "dtype": "bfloat16"}}}.'
@@ -56,10 +58,7 @@ def _shape(path: Path, written: Any) -> jax.ShapeDtypeStruct:
     shape, dtype = written, "float32"
     if isinstance(written, dict):
         shape, dtype = written["shape"], written["dtype"]
-    if not isinstance(shape, list) or not all(
-        type(length) is int and length >= 0 for length in shape
-    ):
-        raise ValueError(f"the shape of {'/'.join(path)!r} is {shape!r}")
-    if math.prod(shape) >= 2**48:
-        raise ValueError(f"{'/'.join(path)!r} of shape {shape} has 2^48 weights")
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+    name = "/".join(path)
+    if not isinstance(shape, list):
+        raise ValueError(f"the shape of {name!r} is {shape!r}")
+    return jax.ShapeDtypeStruct(checked_shape(name, shape), jnp.dtype(dtype))
