@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._allocation import Segment, final_total, final_units
+from gradprune_jax._allocation import (
+    LARGEST_LEAF,
+    Segment,
+    final_total,
+    final_units,
+)
 from gradprune_jax._plan import LeafPlan, Plan
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
@@ -23,6 +28,7 @@ from gradprune_jax._structures import (
     unit_shape,
 )
 from gradprune_jax._transform import ScheduleOrRules
+from gradprune_jax._weights import unmatched_matrices
 
 
 def plan(
@@ -54,11 +60,13 @@ def plan(
       output_axis: the axis of output channels; None is the last.
 
     Returns:
-      The plan; ``print(plan(...))`` shows it as a table.
+      The plan; ``print(plan(...))`` shows it as a table, with lines on what looks
+      wrong: weights that no rule matches, and axes that may be others than meant.
 
     Raises:
       ValueError: if a rule matches nothing or a leaf that cannot be pruned, the window
-        does not end within `total_steps`, or a schedule is traced.
+        does not end within `total_steps`, a schedule is traced, a shape is none, or a
+        leaf is larger than a mask update can rank.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -84,7 +92,11 @@ def plan(
     )
     for position, rule in enumerate(rules):
         _check_schedule(position, rule.schedule, total_steps)
-    leaves = [_dense(leaf) for leaf in _paths.named_leaves(params)]
+    named = _paths.named_leaves(params)
+    for named_leaf in named:
+        _check_shape(named_leaf)
+    missed = {leaf.name for leaf in unmatched_matrices(rules, params)}
+    leaves = [_dense(leaf, leaf.name in missed) for leaf in named]
     assigned = assign(rules, params)
     totals: list[tuple[int | None, int | None]] = []
     for position, rule in enumerate(rules):
@@ -106,7 +118,16 @@ def plan(
     )
 
 
-def _dense(leaf: _paths.Leaf) -> LeafPlan:
+def _check_shape(leaf: _paths.Leaf) -> None:
+    """Refuses a shape that no array has, as files and hand-written shapes may."""
+    shape = np.shape(leaf.value)
+    if not all(isinstance(n, int | np.integer) and type(n) is not bool for n in shape):
+        raise ValueError(f"{leaf.name!r} has shape {shape}; lengths must be integers.")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{leaf.name!r} has shape {shape}; no length is below 0.")
+
+
+def _dense(leaf: _paths.Leaf, is_missed: bool) -> LeafPlan:
     """A parameter that stays as it is."""
     shape = np.shape(leaf.value)
     size = int(np.prod(shape, dtype=object))
@@ -121,6 +142,7 @@ def _dense(leaf: _paths.Leaf) -> LeafPlan:
         units=size,
         kept_units=size,
         kept=size,
+        is_missed=is_missed,
     )
 
 
@@ -140,6 +162,8 @@ def _plan_rule(
     segments = [
         _segments(rule, leaf, block) for leaf, block in zip(leaves, blocks, strict=True)
     ]
+    for leaf, of_leaf in zip(leaves, segments, strict=True):
+        _check_size(rule, leaf, of_leaf)
     of_all = [segment for of_leaf in segments for segment in of_leaf]
     each = final_units(rule, of_all)
     ends = np.cumsum([0, *map(len, segments)])
@@ -189,6 +213,16 @@ def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:
     if any(size % length for size, length in zip(leaf.shape, block, strict=True)):
         return None
     return math.prod(block)
+
+
+def _check_size(rule: Rule, leaf: LeafPlan, segments: Sequence[Segment]) -> None:
+    """Refuses a leaf of more weights or blocks than a mask update can rank."""
+    units = max((segment.units for segment in segments), default=0)
+    if units > LARGEST_LEAF and not isinstance(rule.structure, NM):
+        raise ValueError(
+            f"{leaf.path!r} has {units:,} weights or blocks that are ranked together; "
+            f"at most {LARGEST_LEAF:,} can be. Split it, or give its stack_axis."
+        )
 
 
 def _weights_of(units: int | None, unit_sizes: set[int | None]) -> int | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gradprune_jax import _folding
+from gradprune_jax._axes import advice
 from gradprune_jax._rules import Rule
-from gradprune_jax._structures import Channel, Structure
+from gradprune_jax._structures import Channel, Structure, by
+from gradprune_jax._weights import some_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class LeafPlan:
         (global allocation).
       kept: its weights that stay; None under global allocation, and where blocks of
         several sizes lie in the leaf.
+      is_missed: whether it stays dense though it is floating and has two axes or more,
+        and no rule, not even one without a schedule, matches it.
     """
 
     path: str
@@ -39,11 +44,12 @@ class LeafPlan:
     units: int
     kept_units: int | None
     kept: int | None
+    is_missed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What rules would do to a model; `str` prints it as a table.
+    """What rules would do to a model; `str` prints it as a table (:meth:`table`).
 
     Attributes:
       leaves: every parameter, pruned or dense.
@@ -74,8 +80,36 @@ class Plan:
         return tuple(leaf for leaf in self.leaves if leaf.rule is None)
 
     def __str__(self) -> str:
+        return self.table()
+
+    def table(self, fold: bool = True) -> str:
+        """The plan as a table, with lines on rules, the total, and what looks wrong.
+
+        Args:
+          fold: whether alike layers are one row: parameters of the same shape, dtype,
+            rule and counts whose paths differ in one number, `layers/{0..39}/kernel`.
+
+        Returns:
+          The lines as one string.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> from gradprune_jax import plan, polynomial_schedule
+          >>> shape = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+          >>> planned = plan(polynomial_schedule(0.75, 0, 9), [{"w": shape}] * 12)
+          >>> print(planned)
+          path       shape  dtype    rule  structure     sparsity  kept
+          ---------  -----  -------  ----  ------------  --------  ------
+          {0..11}/w  8x4    float32  0     Unstructured  75.00 %   12 x 8
+          rule 0 (where=is_weight, uniform): keeps 96 of 384 weights
+            updates masks 2 times, steps 0 to 9
+          total: 96 of 384 weights kept; masks take 384 bytes
+          >>> "11/w  8x4" in planned.table(fold=False)
+          True
+        """
         header = ("path", "shape", "dtype", "rule", "structure", "sparsity", "kept")
-        rows = [header, *(_row(leaf) for leaf in self.leaves)]
+        shown = _folding.fold(self.leaves) if fold else _folding.unfolded(self.leaves)
+        rows = [header, *map(_cells, shown)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -86,6 +120,12 @@ class Plan:
         lines.insert(1, "  ".join("-" * width for width in widths))
         lines += [self._describe(position) for position in range(len(self.rules))]
         lines.append(self._total())
+        lines += [
+            f"check rule {position}: {sentence}"
+            for position, rule in enumerate(self.rules)
+            for sentence in advice(rule, self._of_rule(position))
+        ]
+        lines += self._missed()
         return "\n".join(line.rstrip() for line in lines)
 
     def _describe(self, position: int) -> str:
@@ -106,12 +146,12 @@ class Plan:
         times = "once, at step" if len(steps) == 1 else f"{len(steps)} times, steps"
         window = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         return (
-            f"rule {position} ({rule}, {rule.allocation}): keeps {kept:,} of {of:,} "
+            f"rule {position} ({rule}, {_options(rule)}): keeps {kept:,} of {of:,} "
             f"{what}\n  updates masks {times} {window}"
         )
 
     def _total(self) -> str:
-        """The last line: all weights, and what masks take."""
+        """The line on all weights, and what masks take."""
         total = sum(leaf.size for leaf in self.dense)
         about = ""
         for position, kept in enumerate(self.kept):
@@ -129,21 +169,50 @@ class Plan:
             f"{self.mask_bytes:,} bytes"
         )
 
+    def _missed(self) -> list[str]:
+        """A line on weights that no rule matches, if there are any."""
+        missed = [leaf for leaf in self.leaves if leaf.is_missed]
+        if not missed:
+            return []
+        rows = sorted(_folding.fold(missed), key=_size, reverse=True)
+        weights = sum(leaf.size for leaf in self.leaves)
+        share = 100 * sum(leaf.size for leaf in missed) / max(weights, 1)
+        return [
+            "left dense though they have two axes or more: "
+            f"{some_of([row.path for row in rows])} ({share:.2g} % of the weights)"
+        ]
+
     def _of_rule(self, position: int) -> list[LeafPlan]:
         return [leaf for leaf in self.leaves if leaf.rule == position]
 
 
-def _row(leaf: LeafPlan) -> tuple[str, ...]:
-    """The cells of a parameter in the printed table."""
-    shape = "x".join(map(str, leaf.shape)) or "scalar"
-    common = (leaf.path, shape, str(leaf.dtype))
+def _options(rule: Rule) -> str:
+    """How a rule shares out its sparsity, with the fields that are set."""
+    options: list[str] = [rule.allocation]
+    for name in ("stack_axis", "min_density", "min_per_channel", "output_axis"):
+        value = getattr(rule, name)
+        if value is not None and (name.endswith("axis") or value != 0):
+            options.append(f"{name}={value}")
+    return ", ".join(options)
+
+
+def _size(row: _folding.Row) -> int:
+    """The weights of all leaves of a row."""
+    return row.times * row.leaf.size
+
+
+def _cells(row: _folding.Row) -> tuple[str, ...]:
+    """The cells of a row in the printed table."""
+    leaf = row.leaf
+    times = f"{row.times:,} x " if row.times > 1 else ""
+    common = (row.path, by(leaf.shape), str(leaf.dtype))
     if leaf.rule is None:
-        return (*common, "dense", "", "", f"{leaf.size:,}")
+        return (*common, "dense", "", "", f"{times}{leaf.size:,}")
     if leaf.kept_units is None:
         kept = "by global rank"
     elif leaf.kept is None:
-        kept = f"{leaf.kept_units:,} of {leaf.units:,} blocks"
+        kept = f"{times}{leaf.kept_units:,} of {leaf.units:,} blocks"
     else:
-        kept = f"{leaf.kept:,}"
+        kept = f"{times}{leaf.kept:,}"
     sparsity = f"{100 * leaf.final_sparsity:.2f} %"
     return (*common, str(leaf.rule), str(leaf.structure), sparsity, kept)

@@ -178,12 +178,12 @@ class Block:
             length > size > 0 for length, size in zip(block, shape, strict=True)
         ):
             raise ValueError(
-                f"a block of {_by(self.shape)} is larger than the {_by(shape)} weights"
+                f"a block of {by(self.shape)} is larger than the {by(shape)} weights"
             )
         return block
 
     def __str__(self) -> str:
-        return f"{_by(self.shape)} blocks, {self.pool}"
+        return f"{by(self.shape)} blocks, {self.pool}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +250,11 @@ def leaf_block(structure: Structure, shape: Shape, stack_axis: int | None) -> Sh
     return (*block[:stack_axis], 1, *block[stack_axis:])
 
 
+def output_axis(axis: int | None, ndim: int) -> int:
+    """The axis of output channels counted from the front; None is the last."""
+    return (-1 if axis is None else axis) % ndim
+
+
 def unit_shape(shape: Shape, block: Shape) -> Shape:
     """How many blocks there are along every axis, the ragged ones too."""
     return tuple(
@@ -278,7 +283,13 @@ def _nearest_group(length: int, of: int) -> str:
     return f"the nearest that does is of={nearest}"
 
 
-def _by(lengths: Shape) -> str:
+def by(lengths: Shape) -> str:
+    """A shape as it is printed.
+
+    Example:
+      >>> by((3, 4)), by(())
+      ('3x4', 'scalar')
+    """
     return "x".join(map(str, lengths)) or "scalar"
 
 
