@@ -52,7 +52,8 @@ def prune(
       where: which parameters to prune, see :class:`Rule`.
       structure: which weights are kept together.
       allocation: ``"uniform"``, ``"global"`` or ``"erk"``.
-      stack_axis: the axis along which layers are stacked.
+      stack_axis: the axis along which layers are stacked, in all leaves that are
+        pruned; leave out by `where` what is not stacked.
       min_density: under global allocation, the fraction that each leaf keeps at least.
       min_per_channel: the weights that each output channel keeps at least.
       output_axis: the axis of output channels; None is the last.

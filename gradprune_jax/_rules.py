@@ -51,7 +51,8 @@ class Rule:
         a sparsity of its own, and is uniform always.
       stack_axis: the axis along which layers are stacked (``nn.scan``, ``nnx.vmap``).
         Each slice is pruned as if it were alone, in shape, structure, and, unless
-        the allocation is global, with a threshold of its own.
+        the allocation is global, with a threshold of its own. It holds for every
+        leaf of the rule: stacked and other leaves need a rule each.
       min_density: under global allocation, the fraction of every leaf that is kept at
         least, in [0, 1], so that no layer collapses. May be a tracer.
       min_per_channel: the weights that stay at least in every slice along the output

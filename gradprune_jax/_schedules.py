@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,9 @@ class SparsitySchedule:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.fn is not None and not _is_hashable(self.fn):
+            # A partial is hashed by its identity, whatever it calls.
+            object.__setattr__(self, "fn", functools.partial(self.fn))
 
     def is_update_step(self, step: ArrayLike) -> jax.Array:
         """Whether the masks are recomputed at `step`.
@@ -139,7 +142,9 @@ class SparsitySchedule:
           >>> [float(schedule.progress(step)) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.875, 1.0]
         """
-        return self._between(step, 0, 1, self._progress, self._progresses)
+        return self._between(
+            step, 0, 1, lambda step: self._progress(self._value(step)), self._progresses
+        )
 
     def _between(
         self,
@@ -180,19 +185,23 @@ class SparsitySchedule:
         return (*grid, self.end_step)
 
     @functools.cached_property
+    def _values(self) -> list[Any] | None:
+        """The sparsity of every mask update, unrounded; None if a field is traced."""
+        if not self.is_concrete:
+            return None
+        return _evaluate(self._value, self.update_steps)
+
+    @functools.cached_property
     def _sparsities(self) -> np.ndarray | None:
         """The sparsity of every mask update, float32; None if a field is traced."""
-        return self._tabulated(self._value)
+        return None if self._values is None else np.asarray(self._values, np.float32)
 
     @functools.cached_property
     def _progresses(self) -> np.ndarray | None:
         """The progress at every mask update, float32; None if a field is traced."""
-        return self._tabulated(self._progress)
-
-    def _tabulated(self, curve: Callable[[Any], Any]) -> np.ndarray | None:
-        if not self.is_concrete:
+        if self._values is None:
             return None
-        return np.asarray(_evaluate(curve, self.update_steps), np.float32)
+        return np.asarray([self._progress(value) for value in self._values], np.float32)
 
     def _value(self, step: Any) -> Any:
         """The sparsity at a mask update: float64 for numbers, float32 for tracers."""
@@ -207,12 +216,12 @@ class SparsitySchedule:
         difference = self.initial_sparsity - self.final_sparsity
         return self.final_sparsity + difference * remaining**self.power
 
-    def _progress(self, step: Any) -> Any:
-        """How much of the way is done at a mask update, in the numbers of `_value`."""
+    def _progress(self, value: Any) -> Any:
+        """How much of the way is done where the sparsity is that of `_value`."""
         difference = self.final_sparsity - self.initial_sparsity
         if not is_traced(difference) and difference == 0:
-            return 0.0 * step  # nothing to go: it jumps at the end
-        done = (self._value(step) - self.initial_sparsity) / difference
+            return 0.0 * value  # nothing to go: it jumps at the end
+        done = (value - self.initial_sparsity) / difference
         return jnp.clip(done, 0, 1) if is_traced(done) else min(max(done, 0.0), 1.0)
 
 
@@ -289,12 +298,13 @@ def custom_schedule(
 ) -> SparsitySchedule:
     """Sparsity as any function of the step, such as an optax schedule.
 
-    The function is evaluated once for each mask update, when the schedule is made.
+    The function is evaluated once for each mask update, when the schedule is made. If
+    its values are tracers, it is evaluated at both ends then, and inside the step.
     Masks never grow: where the function falls, the sparsity reached stays.
 
     Args:
       fn: maps a step (int32 scalar) to a sparsity in [0, 1]. It may close over
-        tracers; it is then evaluated inside the step.
+        tracers.
       begin_step: the first step that updates masks, at least 0.
       end_step: the last step that updates masks, at least `begin_step`.
       every: steps between mask updates, at least 1.
@@ -319,25 +329,41 @@ def custom_schedule(
     window = (begin_step, end_step, every)
     if any(map(is_traced, window)):
         return SparsitySchedule(*window, fn(begin_step), fn(end_step), fn=fn)
-    ends = (begin_step, end_step)
-    initial, final = (
-        check_sparsity(f"fn({step})", value)
-        for step, value in zip(ends, _evaluate(fn, ends), strict=True)
-    )
-    schedule = SparsitySchedule(*window, initial, final, fn=fn)
+    (initial,) = _checked_values(fn, [begin_step])
+    if is_traced(initial):
+        (final,) = _checked_values(fn, [end_step])
+        return SparsitySchedule(*window, initial, final, fn=fn)
+    later = range(begin_step + every, end_step, every)
+    ends = [end_step] if end_step > begin_step else []
+    values = [initial, *_checked_values(fn, [*later, *ends])]
+    schedule = SparsitySchedule(*window, initial, values[-1], fn=fn)
     if schedule.is_concrete:
-        sparsities = np.asarray(schedule._sparsities)
-        for step, value in zip(schedule.update_steps, sparsities, strict=True):
-            check_sparsity(f"fn({step})", float(value))
+        schedule.__dict__["_values"] = values  # the function is not called again
     return schedule
 
 
-def _evaluate(curve: Callable[[Any], Any], steps: tuple[int, ...]) -> list[Any]:
+def _checked_values(fn: Callable[[Any], Any], steps: Sequence[int]) -> list[Any]:
+    """The sparsities that a user's function gives, refused outside [0, 1]."""
+    return [
+        check_sparsity(f"fn({step})", value)
+        for step, value in zip(steps, _evaluate(fn, steps), strict=True)
+    ]
+
+
+def _evaluate(curve: Callable[[Any], Any], steps: Sequence[int]) -> list[Any]:
     """The curve at concrete steps, now, even while an outer function is traced."""
     with jax.ensure_compile_time_eval():
         # A NumPy scalar has the dtype that optax schedules expect, and computes in
         # float64 where the function is plain Python.
         return [curve(np.int32(step)) for step in steps]
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _float32(value: Any) -> jax.Array:

@@ -194,6 +194,57 @@ def test_schedules_of_numbers_are_values():
     assert not callable(one)  # inject_hyperparams would evaluate it
 
 
+class Curve:
+    """A function that counts its calls and, as any dataclass, has no hash."""
+
+    __hash__ = None
+
+    def __init__(self):
+        self.steps = []
+
+    def __call__(self, step):
+        self.steps.append(int(step))
+        return step / 100
+
+
+@pytest.mark.parametrize(
+    ("window", "steps"),
+    [
+        ((0, 50, 10), [0, 10, 20, 30, 40, 50]),
+        ((3, 20, 9), [3, 12, 20]),
+        ((4, 4, 1), [4]),
+    ],
+)
+def test_a_function_is_evaluated_once_for_each_mask_update(window, steps):
+    """It was evaluated twice at both ends, and again for ERK."""
+    curve = Curve()
+    schedule = gp.custom_schedule(curve, *window)
+    for step in (0, 17, 60):
+        schedule.sparsity(step)
+        schedule.progress(step)
+    rule = gp.Rule(schedule, allocation="erk")
+    gp.plan(rule, {"kernel": jnp.ones((4, 4))})
+    assert curve.steps == steps == list(schedule.update_steps)
+    assert schedule.sparsity(window[1]) == np.float32(window[1] / 100)
+
+
+def test_schedules_of_numbers_can_be_hashed_whatever_their_function():
+    schedule = gp.custom_schedule(Curve(), 0, 50, 10)
+    assert hash(schedule) == hash(dataclasses.replace(schedule))
+    assert schedule == dataclasses.replace(schedule)
+    assert hash(gp.Rule(schedule)) == hash(gp.Rule(schedule))
+    assert schedule.sparsity(20) == np.float32(0.2)
+    linear = optax.linear_schedule(0.0, 0.5, 100)
+    assert gp.custom_schedule(linear, 0, 50).fn is linear
+
+
+def test_the_progress_of_a_function_is_that_of_its_sparsity():
+    schedule = gp.custom_schedule(lambda step: 0.2 + step / 100, 0, 50, 10)
+    assert [round(float(schedule.progress(s)), 3) for s in (0, 10, 25, 50)] == [
+        *(0, 0.2, 0.4, 1)
+    ]
+
+
 def test_a_replaced_field_makes_another_schedule():
     schedule = gp.polynomial_schedule(0.9, 0, 10, every=1)
     longer = dataclasses.replace(schedule, end_step=100, final_sparsity=0.5)
