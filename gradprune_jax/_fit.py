@@ -16,6 +16,7 @@ from gradprune_jax._structures import (
     Structure,
     Unstructured,
     leaf_block,
+    output_axis,
     slice_shape,
 )
 
@@ -106,13 +107,13 @@ def _check_channels(name: str, shape: Shape, rule: Rule) -> None:
       rule: its rule, with a min_per_channel that is known and not 0.
     """
     wanted = f"min_per_channel={rule.min_per_channel} of its rule ({rule})"
-    axis = -1 if rule.output_axis is None else rule.output_axis
-    if not -len(shape) <= axis < len(shape):
+    given = -1 if rule.output_axis is None else rule.output_axis
+    if not -len(shape) <= given < len(shape):
         raise ValueError(
-            f"{name!r} has the axes {shape}, without the output axis {axis} of "
+            f"{name!r} has the axes {shape}, without the output axis {given} of "
             f"{wanted}; narrow the rule, or set output_axis."
         )
-    axis %= len(shape)
+    axis = output_axis(rule.output_axis, len(shape))
     match rule.structure:
         case Channel(axis=channels) if channels % len(shape) == axis:
             raise ValueError(

@@ -59,22 +59,26 @@ class NM:
 
     .. math:: M - \lfloor (M - N) s / s_f \rfloor
 
-    weights, so exactly N from `end_step` on. The final sparsity is :math:`1 - N / M`
-    whatever the schedule's.
+    weights, so exactly N from `end_step` on. The final sparsity is :math:`1 - N / M`;
+    a schedule that ends at another is an error.
 
-    Hardware wants groups along the axis over which a matrix product sums. Of Flax's
-    kernels that is
+    Hardware wants groups along the axis over which a matrix product sums. The default
+    is that of most kernels of Flax, Haiku and Keras; Equinox and PyTorch put outputs
+    first.
 
-    ==============================================  ======================  ==========
-    kernel                                          shape                   `axis`
-    ==============================================  ======================  ==========
-    ``Dense``, ``nnx.Linear``                       (in, out)               -2
+    ==============================================  ========================  ==========
+    kernel                                          shape                     `axis`
+    ==============================================  ========================  ==========
+    ``Dense``, ``nnx.Linear``                       (in, out)                 -2
     ``Conv``                                        (height, width, in, out)  -2
-    attention's query, key and value                (in, heads, dim)        -3
-    attention's out                                 (heads, dim, out)       -2
-    ``DenseGeneral`` from axes A to axes B          (\*A, \*B)              last of A
-    ``Embed``                                       (entries, features)     -1
-    ==============================================  ======================  ==========
+    attention's query, key and value                (in, heads, dim)          -3
+    attention's out                                 (heads, dim, out)         -2
+    ``DenseGeneral`` from axes A to axes B          (\*A, \*B)                last of A
+    ``Embed``                                       (entries, features)       -1
+    Equinox's and PyTorch's ``Linear``              (out, in)                 1
+    Equinox's and PyTorch's ``Conv2d``              (out, in, height, width)  1
+    Equinox's ``GRUCell``, ``LSTMCell``             (gates, in)               1
+    ==============================================  ========================  ==========
 
     Attributes:
       keep: N, the weights that each group keeps, in [1, `of` - 1].
@@ -88,6 +92,8 @@ class NM:
     Example:
       >>> NM(keep=2, of=4).block_shape((3, 3, 64, 128))
       (1, 1, 4, 1)
+      >>> NM(keep=2, of=4, axis=1).block_shape((128, 64, 3, 3))  # Equinox, PyTorch
+      (1, 4, 1, 1)
 
     References:
       Mishra et al., `Accelerating sparse deep neural networks
@@ -192,7 +198,8 @@ class Channel:
 
     Attributes:
       axis: the axis of channels: -1, a kernel's output channels, or -2, its input
-        channels. Of a stacked leaf, an axis of its slices.
+        channels; in Equinox and PyTorch 0 and 1. Of a stacked leaf, an axis of its
+        slices.
       pool: how a channel is scored, as for :class:`Block`.
 
     Raises:
@@ -201,6 +208,8 @@ class Channel:
     Example:
       >>> Channel().block_shape((3, 3, 64, 128))
       (3, 3, 64, 1)
+      >>> Channel(axis=0).block_shape((128, 64, 3, 3))  # Equinox, PyTorch
+      (1, 64, 3, 3)
 
     References:
       Li et al., `Pruning filters for efficient convnets

@@ -150,3 +150,24 @@ def test_a_block_on_a_convolution_prunes_its_channels():
     blocks = blocks.transpose(0, 1, 2, 4, 3, 5).reshape(-1, 16)
     assert set(blocks.sum(1)) == {0, 16}
     assert blocks.any(1).sum() == 2304 - 2074  # 230.4 of 2,304 blocks stay
+
+
+def test_patterns_of_kernels_that_have_outputs_first():
+    """Equinox's weights are (out, in, ...); along -2 the groups would be wrong."""
+    nn = pytest.importorskip("equinox").nn
+    keys = jax.random.split(jax.random.key(0))
+    layers = {
+        "linear": nn.Linear(8, 6, key=keys[0]),
+        "conv": nn.Conv2d(8, 6, 3, key=keys[1]),
+    }
+    params = {name: {"weight": layer.weight} for name, layer in layers.items()}
+    _, masks = gp.prune(params, 0.5, structure=gp.NM(2, 4, axis=1))
+    for mask in jax.tree.leaves(masks):
+        groups = np.asarray(mask).reshape(6, 2, 4, -1)  # outputs, groups, inputs
+        assert (groups.sum(2) == 2).all()
+    pruned, _ = gp.prune(params, 0.5, structure=gp.Channel(axis=0))
+    dead = gp.dead_channels(pruned, axis=0)
+    assert {name: len(channels) for name, channels in dead.items()} == {
+        "conv/weight": 3,
+        "linear/weight": 3,
+    }
