@@ -72,9 +72,9 @@ def sensitivity(
     is that of a layer to prune less.
 
     Args:
-      loss_fn: maps parameters to a scalar; traced once, and vectorised over sparsities
-        (the loss without pruning is computed by the same program). It may close over a
-        batch, or average over several.
+      loss_fn: maps parameters to a scalar; traced twice, for the loss without pruning
+        and vectorised over sparsities. It may close over a batch, or average over
+        several.
       params: the parameters, plain or boxed; there are copies of them in memory, one
         for each sparsity.
       sparsities: fractions of zeros, in [0, 1].
@@ -119,7 +119,6 @@ def sensitivity(
     targets = jnp.asarray(values, jnp.float32)
     copies = [jnp.stack([jnp.asarray(leaf)] * len(values)) for leaf in leaves]
     losses_of = jax.jit(jax.vmap(loss_fn))
-    baseline = _as_row(losses_of(treedef.unflatten(copies)), len(values))[0]
     rows = []
     for i in _track(own, progress):
         pruned = list(copies)
@@ -129,7 +128,7 @@ def sensitivity(
         paths=tuple(named[i].name for i in own),
         sparsities=tuple(values),
         losses=np.array(rows, np.float32),
-        baseline=float(baseline),
+        baseline=float(jax.jit(loss_fn)(params)),
     )
 
 

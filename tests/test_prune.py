@@ -154,7 +154,7 @@ def test_sensitivity_is_the_loss_with_one_parameter_pruned(structure):
     result = gp.sensitivity(
         traced_loss, params, sparsities, where=IsKernel(), structure=structure
     )
-    assert len(traces) == 1  # for all sparsities, and for none
+    assert len(traces) == 2  # once for all sparsities, once for the baseline
     assert result.paths == ("a/kernel", "b/kernel")
     assert result.baseline == pytest.approx(float(loss_fn(params)), rel=1e-6)
     if sparsities[0] == 0:
