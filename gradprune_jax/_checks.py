@@ -134,16 +134,16 @@ def check_structure(structure: Any) -> None:
         )
 
 
-def check_axis(name: str, axis: Any) -> None:
-    """Refuses an axis that is no integer known now."""
+def check_axis(name: str, axis: Any) -> int | None:
+    """The axis as a Python int, or None; refused if it is no integer known now."""
+    if axis is None:
+        return None
     try:
-        valid = axis is None or (
-            not isinstance(axis, bool | jax.Array) and operator.index(axis) is not None
-        )
+        if not isinstance(axis, bool | jax.Array):
+            return operator.index(axis)
     except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"{name} is {axis!r}; it must be a Python integer or None. Under "
-            f"optax.inject_hyperparams it needs static_args={name!r}."
-        )
+        pass
+    raise ValueError(
+        f"{name} is {axis!r}; it must be a Python integer or None. Under "
+        f"optax.inject_hyperparams it needs static_args={name!r}."
+    )

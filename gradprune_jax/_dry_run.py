@@ -16,6 +16,7 @@ from gradprune_jax._allocation import (
     final_total,
     final_units,
 )
+from gradprune_jax._checks import is_traced
 from gradprune_jax._plan import LeafPlan, Plan
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
@@ -54,7 +55,8 @@ def plan(
       where: which parameters to prune.
       structure: which weights are kept together.
       allocation: how the sparsity is shared out.
-      stack_axis: the axis along which layers are stacked.
+      stack_axis: the axis along which layers are stacked, in all leaves that are
+        pruned; a rule for stacked leaves and one for others say it apart.
       min_density: the fraction that each leaf keeps at least.
       min_per_channel: the weights that each output channel keeps at least.
       output_axis: the axis of output channels; None is the last.
@@ -65,7 +67,7 @@ def plan(
 
     Raises:
       ValueError: if a rule matches nothing or a leaf that cannot be pruned, the window
-        does not end within `total_steps`, a schedule is traced, a shape is none, or a
+        does not end within `total_steps`, a number is traced, a shape is none, or a
         leaf is larger than a mask update can rank.
 
     Example:
@@ -92,6 +94,7 @@ def plan(
     )
     for position, rule in enumerate(rules):
         _check_schedule(position, rule.schedule, total_steps)
+        _check_floors(position, rule)
     named = _paths.named_leaves(params)
     for named_leaf in named:
         _check_shape(named_leaf)
@@ -231,6 +234,15 @@ def _weights_of(units: int | None, unit_sizes: set[int | None]) -> int | None:
         return None
     (size,) = unit_sizes
     return units * (size or 0)
+
+
+def _check_floors(position: int, rule: Rule) -> None:
+    """Refuses a rule whose floors are known only when a program runs."""
+    for name in ("min_density", "min_per_channel"):
+        if is_traced(getattr(rule, name)):
+            raise ValueError(
+                f"{name} of rule {position} is traced; plan needs numbers."
+            )
 
 
 def _check_schedule(

@@ -90,8 +90,8 @@ class Rule:
                 f"allocation is {self.allocation!r}; it must be one of "
                 f"{get_args(Allocation)}."
             )
-        check_axis("stack_axis", self.stack_axis)
-        check_axis("output_axis", self.output_axis)
+        for name in ("stack_axis", "output_axis"):
+            object.__setattr__(self, name, check_axis(name, getattr(self, name)))
         density = check_fraction("min_density", self.min_density)
         if not is_traced(density):
             density = as_decimal(self.min_density)

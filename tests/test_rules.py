@@ -320,8 +320,11 @@ def test_a_floor_is_the_decimal_that_it_prints_as(number):
 
 @pytest.mark.parametrize("number", [np.int64, jnp.int32, np.uint8, int])
 def test_a_floor_of_channels_is_a_python_integer(number):
-    rule = gp.Rule(SCHEDULE, min_per_channel=number(3), output_axis=0)
-    assert type(rule.min_per_channel) is int
+    axis = np.int64(0)
+    rule = gp.Rule(SCHEDULE, None, stack_axis=axis, min_per_channel=number(3))
+    assert type(rule.min_per_channel) is type(rule.stack_axis) is int
+    rule = gp.Rule(SCHEDULE, min_per_channel=number(3), output_axis=axis)
+    assert type(rule.output_axis) is int
     assert rule == gp.Rule(SCHEDULE, min_per_channel=3, output_axis=0)
     assert hash(rule) == hash(gp.Rule(SCHEDULE, min_per_channel=3, output_axis=0))
 
@@ -330,8 +333,14 @@ def test_a_floor_of_channels_may_be_traced():
     """inject_hyperparams makes arrays of numbers, tracers under jit."""
 
     def trace(least):
-        gp.plan(SCHEDULE, PARAMS, min_per_channel=least, output_axis=0)
+        rule = gp.Rule(SCHEDULE, min_per_channel=least, output_axis=0)
+        assert rule.min_per_channel is least
+        assign([rule], PARAMS)
         gp.plan([gp.Rule(SCHEDULE)], PARAMS, min_per_channel=least)
+        with pytest.raises(ValueError, match="min_per_channel of rule 0 is traced"):
+            gp.plan(rule, PARAMS)
+        with pytest.raises(ValueError, match="min_density of rule 0 is traced"):
+            gp.plan(SCHEDULE, PARAMS, allocation="global", min_density=least)
         return least
 
     jax.eval_shape(trace, 2)
