@@ -221,6 +221,17 @@ def test_a_warning_where_the_default_leaves_most_weights_dense():
     assert dense_warnings([gp.Rule(SCHEDULE)], {}) == []
 
 
+def test_init_warns_once_and_reads_no_values():
+    params = {"kernel": jnp.ones((2, 2)), "q": jnp.ones((4, 4))}
+    for init in (
+        gp.gradual_prune(SCHEDULE).init,
+        jax.jit(gp.gradual_prune(SCHEDULE).init),
+    ):
+        with pytest.warns(UserWarning, match="leaves 80% of the weights.*'q'") as found:
+            init(params)
+        assert len(found) == 1
+
+
 def test_many_dense_weights_are_named_by_the_largest():
     params = {"kernel": jnp.ones((2, 2))} | {
         f"q{i}": jax.ShapeDtypeStruct((i, 9), jnp.float32) for i in range(1, 6)
