@@ -66,9 +66,20 @@ def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
 
     The name decides, not the number of axes alone: the biases of multi-head attention
     have two axes, and so have the scales of layers stacked by ``nn.scan``. Known are
-    the names that Flax, Haiku, Equinox, haliax, Keras, Gemma, tunix and MaxText give:
-    `kernel`, `embedding`, `w`, `weight` and others. :func:`plan` shows what else of
-    two or more axes a model has.
+    the names that libraries give:
+
+    - Flax: `kernel`, `embedding`
+    - Haiku: `w`, `embeddings`, `w_i`, `w_h`
+    - Equinox, haliax: `weight` (but in a layer whose name is that of a norm),
+      `weight_ih`, `weight_hh`
+    - Keras: `kernel`, `recurrent_kernel`, `pointwise_kernel`, `embeddings`,
+      `reverse_embeddings`
+    - Gemma: `w`, `gating_einsum`, `linear`, `input_embedding`,
+      `per_layer_input_embedding`
+    - tunix, experts: `gate_proj`, `up_proj`, `down_proj`, `router_logits`
+    - MaxText, experts: `wi`, `wi_0`, `wi_1`, `wo`
+
+    :func:`plan` shows what else of two or more axes a model has.
 
     Args:
       path: the keys that lead to the leaf. A number at its end, the place in a list,

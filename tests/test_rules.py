@@ -11,7 +11,7 @@ import pytest
 
 import gradprune_jax as gp
 from gradprune_jax._rules import assign
-from gradprune_jax._weights import warn_of_dense_weights
+from gradprune_jax._weights import WEIGHT_NAMES, warn_of_dense_weights
 
 SCHEDULE = gp.polynomial_schedule(0.5, 0, 10, every=5)
 PARAMS = {
@@ -186,6 +186,11 @@ def test_the_default_leaves_what_is_no_weight_matrix(path):
     leaf = jax.ShapeDtypeStruct((4, 8), jnp.float32)  # stacked, so it has two axes
     assert not gp.is_weight(tuple(path.split("/")), leaf)
     assert not gp.is_weight((), leaf)
+
+
+def test_the_default_documents_every_name_that_it_knows():
+    for name in WEIGHT_NAMES:
+        assert f"`{name}`" in gp.is_weight.__doc__
 
 
 def dense_warnings(rules, params):
