@@ -16,7 +16,14 @@ from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._structures import NM
+from gradprune_jax._structures import (
+    NM,
+    Shape,
+    Unstructured,
+    output_axis,
+    slice_shape,
+    unit_shape,
+)
 
 # Flat indices, and thresholds above them, are uint32.
 LARGEST_LEAF = 2**32 - 2
@@ -28,10 +35,37 @@ class Segment(NamedTuple):
     Attributes:
       units: the number of its units: weights, blocks or channels.
       shape: the shape of its weights.
+      output_channels: into how many parts units are divided along the output axis.
+      unit_inputs: the weights that a unit has in each output channel.
     """
 
     units: int
     shape: tuple[int, ...]
+    output_channels: int = 1
+    unit_inputs: int = 1
+
+    @classmethod
+    def of_leaf(cls, rule: Rule, shape: Shape) -> Segment:
+        """A slice of a rule's leaf, or the leaf if it is not stacked.
+
+        Args:
+          rule: the rule.
+          shape: the shape of the whole leaf.
+        """
+        own = slice_shape(shape, rule.stack_axis)
+        block = (rule.structure or Unstructured()).block_shape(own)
+        if isinstance(rule.structure, NM):  # which counts weights
+            block = Unstructured().block_shape(own)
+        units = unit_shape(own, block)
+        if not own:
+            return cls(1, own)
+        axis = output_axis(rule.output_axis, len(own))
+        return cls(
+            units=math.prod(units),
+            shape=own,
+            output_channels=units[axis],
+            unit_inputs=math.prod(block) // block[axis],
+        )
 
 
 class Budget(NamedTuple):
@@ -85,12 +119,58 @@ def allocate(rule: Rule, segments: Sequence[Segment], step: jax.Array) -> Budget
     return Budget(arithmetic.kept_count(groups, schedule.sparsity(step)), together)
 
 
-def floors(min_density: Any, segments: Sequence[Segment]) -> Count:
+def density_floors(min_density: Any, segments: Sequence[Segment]) -> Count:
     r"""The units that each segment keeps in any case: :math:`\lceil d n \rceil`."""
     sizes = [segment.units for segment in segments]
     if is_traced(min_density):
         return arithmetic.ceiling_count(sizes, min_density)
     return arithmetic.as_count([least_units(size, min_density) for size in sizes])
+
+
+def channel_floors(min_per_channel: Any, segments: Sequence[Segment]) -> Count:
+    r"""The units that each output channel of a segment keeps in any case.
+
+    .. math:: \min(\lceil m / w \rceil, n / c)
+
+    with m the weights that are to stay, w those that a unit has in a channel, and n / c
+    the units of a channel.
+
+    Args:
+      min_per_channel: m, traced or not.
+      segments: leaves or slices.
+
+    Returns:
+      One count a segment, the same for all of its channels.
+    """
+    if not is_traced(min_per_channel):
+        return arithmetic.as_count(
+            [channel_units(segment, min_per_channel) for segment in segments]
+        )
+    of_channel = np.array([_units_of_channel(each) for each in segments], np.uint32)
+    inputs = np.array([segment.unit_inputs for segment in segments], np.uint32)
+    wanted = jnp.maximum(min_per_channel, 0).astype(jnp.uint32)
+    units = wanted // inputs + (wanted % inputs != 0).astype(jnp.uint32)
+    return arithmetic.from_uint32(jnp.minimum(units, of_channel))
+
+
+def channel_units(segment: Segment, min_per_channel: int) -> int:
+    """The floor of each output channel of one segment as a Python integer.
+
+    Example:
+      >>> channel_units(Segment(80, (10, 8), output_channels=8), min_per_channel=2)
+      2
+    """
+    wanted = -(-min_per_channel // max(segment.unit_inputs, 1))
+    return min(wanted, _units_of_channel(segment))
+
+
+def _channels_total(segment: Segment, min_per_channel: int) -> int:
+    """The units that all output channels of a segment keep in any case."""
+    return channel_units(segment, min_per_channel) * segment.output_channels
+
+
+def _units_of_channel(segment: Segment) -> int:
+    return segment.units // max(segment.output_channels, 1)
 
 
 def kept_units(size: int, sparsity: float) -> int:
@@ -184,14 +264,16 @@ def final_units(rule: Rule, segments: Sequence[Segment]) -> tuple[int, ...] | No
     schedule: Any = rule.schedule
     if rule.allocation == "global":
         return None
-    if rule.allocation == "erk":
-        return _erk_final(schedule, segments)
     if isinstance(rule.structure, NM):
         pattern = rule.structure
         return tuple(segment.units // pattern.of * pattern.keep for segment in segments)
-    return tuple(
-        kept_units(segment.units, schedule.highest_sparsity) for segment in segments
-    )
+    if rule.allocation == "erk":
+        kept = _erk_final(schedule, segments)
+    else:
+        highest = schedule.highest_sparsity
+        kept = tuple(kept_units(segment.units, highest) for segment in segments)
+    least = [_channels_total(segment, rule.min_per_channel) for segment in segments]
+    return tuple(map(max, kept, least))
 
 
 def final_total(rule: Rule, segments: Sequence[Segment]) -> int:
@@ -200,9 +282,15 @@ def final_total(rule: Rule, segments: Sequence[Segment]) -> int:
     each = final_units(rule, segments)
     if each is not None:
         return sum(each)
-    sizes = [segment.units for segment in segments]
-    least = sum(least_units(size, rule.min_density) for size in sizes)
-    return max(kept_units(sum(sizes), schedule.highest_sparsity), least)
+    units = sum(segment.units for segment in segments)
+    least = sum(
+        max(
+            least_units(segment.units, rule.min_density),
+            _channels_total(segment, rule.min_per_channel),
+        )
+        for segment in segments
+    )
+    return max(kept_units(units, schedule.highest_sparsity), least)
 
 
 def _erk_final(

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gradprune_jax._magnitudes import largest_key
-from gradprune_jax._shards import Shard
+from gradprune_jax._magnitudes import largest_ranking_key
+from gradprune_jax._shards import Shard, resharded
 from gradprune_jax._summation import sum_one, sum_pair
 
 
@@ -27,11 +27,13 @@ class Units(NamedTuple):
     Attributes:
       data: arrays of the units' shape, local pieces inside `shard_map`, from which keys
         are made.
-      make_keys: the rank of every unit from its data, an unsigned integer.
-      first: bool of the units' shape, units to keep before all others; or None.
+      make_keys: the rank of every unit from its data, an unsigned integer; 0 for a unit
+        that is pruned already.
+      first: bool of the units' shape, which live units to keep before all others; or
+        None.
       last_index: the last flat index of a slice, uint32 scalar.
       dtype: the floating dtype whose magnitudes the keys rank.
-      stack_axis: the axis whose slices are ranked apart, or None.
+      slice_axes: the axes, ascending, whose slices are ranked apart.
       shard: where the local units lie among those of the whole leaf.
     """
 
@@ -40,7 +42,7 @@ class Units(NamedTuple):
     first: jax.Array | None
     last_index: jax.Array
     dtype: Any
-    stack_axis: int | None
+    slice_axes: tuple[int, ...]
     shard: Shard
 
     @classmethod
@@ -50,11 +52,16 @@ class Units(NamedTuple):
         make_keys: Callable[..., jax.Array],
         *,
         dtype: Any,
-        stack_axis: int | None,
+        slice_axes: tuple[int, ...],
         shard: Shard,
     ) -> Units:
         """The units of one leaf, none of them kept before others."""
-        units = cls(data, make_keys, None, jnp.uint32(0), dtype, stack_axis, shard)
+        units = cls(data, make_keys, None, jnp.uint32(0), dtype, slice_axes, shard)
+        return units.sliced(slice_axes)
+
+    def sliced(self, slice_axes: tuple[int, ...]) -> Units:
+        """The same units, ranked apart in the slices of other axes."""
+        units = self._replace(slice_axes=slice_axes)
         return units._replace(last_index=jnp.uint32(max(units.slice_size, 1) - 1))
 
     @property
@@ -65,16 +72,12 @@ class Units(NamedTuple):
     @property
     def slices(self) -> int:
         """The number of slices of the whole leaf that are ranked apart."""
-        return 1 if self.stack_axis is None else self.shard.shape[self.stack_axis]
+        return math.prod(self.shard.shape[axis] for axis in self.slice_axes)
 
     @property
     def slice_size(self) -> int:
         """The number of units in one slice of the whole leaf."""
-        return math.prod(
-            size
-            for axis, size in enumerate(self.shard.shape)
-            if axis != self.stack_axis
-        )
+        return math.prod(self.shard.shape[axis] for axis in self._unit_axes(0))
 
     def pinned(self, others: Any = ()) -> tuple[Units, Any]:
         """The same units, and other arrays, from which XLA makes nothing beforehand.
@@ -92,8 +95,8 @@ class Units(NamedTuple):
         keys = self.make_keys(*self.data)
         if self.first is None:
             return keys
-        above_all = np.asarray(largest_key(self.dtype) + 1, keys.dtype)
-        return jnp.where(self.first, above_all, keys)
+        above_all = np.asarray(largest_ranking_key(self.dtype) + 1, keys.dtype)
+        return jnp.where(self.first & (keys > 0), above_all, keys)
 
     def reversed_index(self) -> jax.Array:
         """The last flat index of the slice minus the unit's own: uint32.
@@ -104,25 +107,24 @@ class Units(NamedTuple):
         axes = range(len(self.shape))
         index = jnp.expand_dims(self.last_index, axes)
         stride = 1
-        for axis in reversed(axes):
-            if axis != self.stack_axis:
-                position = self.shard.positions(axis, self.shape[axis]) * stride
-                others = [other for other in axes if other != axis]
-                index -= jnp.expand_dims(position, others)
-                stride *= self.shard.shape[axis]
+        for axis in reversed(self._unit_axes(0)):
+            position = self.shard.positions(axis, self.shape[axis]) * stride
+            others = [other for other in axes if other != axis]
+            index -= jnp.expand_dims(position, others)
+            stride *= self.shard.shape[axis]
         return index
 
     def spread(self, per_slice: jax.Array) -> jax.Array:
         """Numbers [..., slices] of the whole leaf, made to broadcast over units."""
-        axis, last = self.stack_axis, per_slice.ndim - 1
-        if axis is None:
-            return jnp.expand_dims(per_slice[..., 0], self._unit_axes(last))
-        per_slice = _replicated(per_slice)
-        if self.shard.axis_names[axis]:
-            size = self.shape[axis]
-            start = self.shard.offset(axis, size)
-            per_slice = jax.lax.dynamic_slice_in_dim(per_slice, start, size, last)
-        return jnp.expand_dims(per_slice, self._unit_axes(last))
+        leading = per_slice.ndim - 1
+        if not self.slice_axes:
+            return jnp.expand_dims(per_slice[..., 0], self._unit_axes(leading))
+        per_slice = _replicated(per_slice).reshape(
+            *per_slice.shape[:-1], *(self.shard.shape[axis] for axis in self.slice_axes)
+        )
+        for position, axis in enumerate(self.slice_axes, start=leading):
+            per_slice = self.shard.own_part(per_slice, axis, self.shape[axis], position)
+        return jnp.expand_dims(per_slice, self._unit_axes(leading))
 
     def sum_units(self, marked: jax.Array) -> jax.Array:
         """How many units of each slice are marked: bool [..., units], uint32."""
@@ -135,22 +137,18 @@ class Units(NamedTuple):
 
     def _unit_axes(self, leading: int) -> tuple[int, ...]:
         """The axes of the units of one slice, after so many leading axes."""
-        return tuple(
-            leading + axis for axis in range(len(self.shape)) if axis != self.stack_axis
-        )
+        axes = range(len(self.shape))
+        return tuple(leading + axis for axis in axes if axis not in self.slice_axes)
 
     def _of_whole_leaf(self, counts: jax.Array) -> jax.Array:
         """Counts of local slices as those of all slices, zero elsewhere."""
-        axis = self.stack_axis
-        if axis is None:
+        if not self.slice_axes:
             return jnp.expand_dims(counts, counts.ndim)
         counts = _replicated(counts)
-        if not self.shard.axis_names[axis]:
-            return counts
-        last = counts.ndim - 1
-        start = self.shard.offset(axis, counts.shape[last])
-        elsewhere = jnp.zeros_like(counts, shape=(*counts.shape[:last], self.slices))
-        return jax.lax.dynamic_update_slice_in_dim(elsewhere, counts, start, last)
+        leading = counts.ndim - len(self.slice_axes)
+        for position, axis in enumerate(self.slice_axes, start=leading):
+            counts = self.shard.among_all(counts, axis, position)
+        return counts.reshape(*counts.shape[:leading], self.slices)
 
 
 def _replicated(counts: jax.Array) -> jax.Array:
@@ -162,7 +160,7 @@ def _replicated(counts: jax.Array) -> jax.Array:
     sharding = jax.typeof(counts).sharding
     nowhere = PartitionSpec(*[None] * counts.ndim)
     if any(sharding.spec):  # in explicit sharding mode alone
-        return jax.sharding.reshard(counts, nowhere)
+        return resharded(counts, sharding.mesh, nowhere)
     is_automatic = AxisType.Auto in sharding.mesh.axis_types
     if not is_automatic or AxisType.Manual in sharding.mesh.axis_types:
         return counts

@@ -25,8 +25,6 @@ from gradprune_jax._structures import (
     Structure,
     Unstructured,
     leaf_block,
-    slice_shape,
-    unit_shape,
 )
 from gradprune_jax._transform import ScheduleOrRules
 from gradprune_jax._weights import unmatched_matrices
@@ -162,26 +160,26 @@ def _plan_rule(
     if schedule is None:
         return [], None, None
     blocks = [_unit(rule, leaf) for leaf in leaves]
-    segments = [
-        _segments(rule, leaf, block) for leaf, block in zip(leaves, blocks, strict=True)
-    ]
+    segments = [_segments(rule, leaf) for leaf in leaves]
     for leaf, of_leaf in zip(leaves, segments, strict=True):
         _check_size(rule, leaf, of_leaf)
     of_all = [segment for of_leaf in segments for segment in of_leaf]
     each = final_units(rule, of_all)
     ends = np.cumsum([0, *map(len, segments)])
-    has_own = rule.allocation == "erk" or isinstance(rule.structure, NM)
+    is_uniform = rule.allocation != "erk" and not isinstance(rule.structure, NM)
     plans = []
     for i, (leaf, block) in enumerate(zip(leaves, blocks, strict=True)):
         units = sum(segment.units for segment in segments[i])
         kept = None if each is None else sum(each[ends[i] : ends[i + 1]])
         final = float(np.float32(schedule.highest_sparsity))
+        if kept is not None and (rule.min_per_channel or not is_uniform):
+            final = 1 - kept / max(units, 1)
         plans.append(
             dataclasses.replace(
                 leaf,
                 rule=position,
                 structure=rule.structure or Unstructured(),
-                final_sparsity=1 - (kept or 0) / max(units, 1) if has_own else final,
+                final_sparsity=final,
                 units=units,
                 kept_units=kept,
                 kept=_weights_of(kept, {_unit_size(leaf, block)}),
@@ -203,12 +201,12 @@ def _unit(rule: Rule, leaf: LeafPlan) -> tuple[int, ...]:
     return leaf_block(structure, leaf.shape, rule.stack_axis)
 
 
-def _segments(rule: Rule, leaf: LeafPlan, block: tuple[int, ...]) -> list[Segment]:
+def _segments(rule: Rule, leaf: LeafPlan) -> list[Segment]:
     """The slices of a leaf, or the leaf itself."""
     axis = rule.stack_axis
-    units = math.prod(slice_shape(unit_shape(leaf.shape, block), axis))
-    segment = Segment(units, slice_shape(leaf.shape, axis))
-    return [segment] * (1 if axis is None else leaf.shape[axis])
+    return [Segment.of_leaf(rule, leaf.shape)] * (
+        1 if axis is None else leaf.shape[axis]
+    )
 
 
 def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:

@@ -79,6 +79,15 @@ def magnitude_keys(weights: jax.Array, dtype: Any) -> jax.Array:
     return jnp.minimum(without_sign, np.asarray(largest_key(dtype), unsigned))
 
 
-def masked_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-    """The rank of every weight, that of zero where it is already pruned."""
-    return jnp.where(mask, magnitude_keys(weights, dtype), 0)
+def ranking_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+    """The rank of every weight: 0 where it is pruned, and above 0 where it is live.
+
+    A live weight of exactly zero comes before all pruned ones, so the top k are k live
+    weights as long as there are k.
+    """
+    return jnp.where(mask, magnitude_keys(weights, dtype) + 1, 0)
+
+
+def largest_ranking_key(dtype: Any) -> int:
+    """The key of a live NaN, the largest that :func:`ranking_keys` gives."""
+    return largest_key(dtype) + 1

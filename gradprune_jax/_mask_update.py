@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradprune_jax import _allocation as allocation
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _selection as selection
+from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
 from gradprune_jax._counting import Units
-from gradprune_jax._magnitudes import masked_keys, ranking_dtype
+from gradprune_jax._magnitudes import ranking_dtype, ranking_keys
 from gradprune_jax._pattern import group_kept, largest_of_groups
 from gradprune_jax._pooling import score_dtype, score_keys
 from gradprune_jax._rules import Rule
@@ -26,8 +29,85 @@ from gradprune_jax._structures import (
     Shape,
     Unstructured,
     leaf_block,
-    slice_shape,
+    output_axis,
 )
+
+
+def masks_at_step(
+    rule: Rule,
+    step: jax.Array,
+    weights: Sequence[jax.Array],
+    masks: Sequence[jax.Array],
+    shards: Sequence[Shard],
+) -> list[jax.Array]:
+    """The masks of one rule after a step: new ones if it is an update step.
+
+    Compiled once for each rule, wherever it is called from: outside `jit` a conditional
+    would be compiled anew at every step.
+
+    Args:
+      rule: the rule, with a schedule.
+      step: integer scalar, the step of the schedule.
+      weights: its leaves, in the order of the tree.
+      masks: their masks, bool.
+      shards: where the leaves lie in whole arrays, inside `shard_map`.
+
+    Returns:
+      The masks, bool.
+    """
+    schedule: Any = rule.schedule
+    if schedule.fn is not None and not schedule.is_concrete:
+        # Its function has tracers inside, which no compiled program may keep.
+        return _masks_at_step(rule, shards, step, weights, masks)
+    known, traced = _split(dataclasses.replace(rule, where=None))
+    return _compiled_masks(known, tuple(shards), traced, step, weights, masks)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled_masks(
+    known: Any, shards: tuple[Shard, ...], traced: Any, *arrays: Any
+) -> list[jax.Array]:
+    """:func:`_masks_at_step`, with the traced numbers of the rule as arguments."""
+    return _masks_at_step(_join(known, traced), shards, *arrays)
+
+
+def _masks_at_step(
+    rule: Rule,
+    shards: Sequence[Shard],
+    step: jax.Array,
+    weights: Sequence[jax.Array],
+    masks: Sequence[jax.Array],
+) -> list[jax.Array]:
+    schedule: Any = rule.schedule
+    return jax.lax.cond(
+        schedule.is_update_step(step),
+        lambda: update_masks(rule, step, weights, masks, shards),
+        lambda: list(masks),
+    )
+
+
+def _split(value: Any) -> tuple[Any, Any]:
+    """A rule as a hashable value without its tracers, and the tracers by field."""
+    if is_traced(value):
+        return None, value
+    if not dataclasses.is_dataclass(value):
+        return value, None
+    fields = dataclasses.fields(value)
+    parts = {field.name: _split(getattr(value, field.name)) for field in fields}
+    traced = {name: part[1] for name, part in parts.items() if part[1] is not None}
+    if not traced:
+        return value, None
+    return (type(value), tuple((name, part[0]) for name, part in parts.items())), traced
+
+
+def _join(known: Any, traced: Any) -> Any:
+    """The rule of which :func:`_split` made two."""
+    if traced is None:
+        return known
+    if not isinstance(traced, dict):
+        return traced
+    kind, fields = known
+    return kind(**{name: _join(part, traced.get(name)) for name, part in fields})
 
 
 def update_masks(
@@ -39,9 +119,10 @@ def update_masks(
 ) -> list[jax.Array]:
     r"""Prunes the units of smallest magnitude until the rule's sparsity is reached.
 
-    .. math:: m' = m \wedge \mathrm{top}_k(|m \odot w|)
+    .. math:: m' = m \wedge \mathrm{top}_k(m, |w|)
 
-    A mask never grows: what was pruned ranks as zero, and is never kept again.
+    ranked by the mask first: a pruned unit comes after every live one, also after one
+    that is zero. So min(k, live) units are kept, and a mask never grows.
 
     Args:
       rule: the rule, with a schedule.
@@ -100,7 +181,7 @@ class _Leaf(NamedTuple):
     def own_part(self, array: jax.Array, shape: Shape) -> jax.Array:
         """What of a mask of the gathered leaf belongs to the local piece."""
         for axis, shard in self.gathered:
-            array = shard.own_part(array, axis, shape[axis])
+            array = shard.own_part(array, axis, shape[axis], axis)
         return array
 
     def expand(self, kept_units: jax.Array) -> jax.Array:
@@ -124,7 +205,7 @@ def _select_in_groups(
     kept = group_kept(structure, schedule.sparsity(step), final)
     return [
         largest_of_groups(
-            masked_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
+            ranking_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
             leaf.block.index(structure.of),
             structure.of,
             kept,
@@ -139,28 +220,75 @@ def _select_units(
     """The units of the highest scores: weights, blocks or channels."""
     units = _units(rule, leaves)
     segments = [
-        allocation.Segment(
-            units=leaf_units.slice_size,
-            shape=slice_shape(leaf.shard.shape, rule.stack_axis),
-        )
+        allocation.Segment.of_leaf(rule, leaf.shard.shape)
         for leaf, leaf_units in zip(leaves, units, strict=True)
         for _ in range(leaf_units.slices)
     ]
     budget = allocation.allocate(rule, segments, step)
-    kept = budget.kept
-    if budget.together and _may_be_nonzero(rule.min_density):
-        least = allocation.floors(rule.min_density, segments)
-        protected = selection.top_k(units, least)
-        units = [
-            leaf._replace(first=first)
-            for leaf, first in zip(units, protected, strict=True)
-        ]
-        kept = arithmetic.maximum(kept, arithmetic.total(least))
+    units, kept = _with_floors(rule, units, segments, budget)
     selected = selection.top_k(units, kept, together=budget.together)
     return [
         leaf.expand(kept_units)
         for leaf, kept_units in zip(leaves, selected, strict=True)
     ]
+
+
+def _with_floors(
+    rule: Rule,
+    units: list[Units],
+    segments: Sequence[allocation.Segment],
+    budget: allocation.Budget,
+) -> tuple[list[Units], Count]:
+    """The units, those that a floor protects first, and how many to keep with them."""
+    least = None
+    if _may_be_nonzero(rule.min_per_channel):
+        floors = allocation.channel_floors(rule.min_per_channel, segments)
+        units = _protect(units, _first_of_channels(rule, units, floors))
+        channels = np.array([segment.output_channels for segment in segments])
+        least = floors._replace(low=floors.low * channels.astype(np.uint32))
+    if budget.together and _may_be_nonzero(rule.min_density):
+        floors = allocation.density_floors(rule.min_density, segments)
+        least = floors if least is None else arithmetic.maximum(floors, least)
+        units = _protect(units, selection.top_k(units, least))
+    if least is None:
+        return units, budget.kept
+    if budget.together:
+        least = arithmetic.total(least)
+    return units, arithmetic.maximum(budget.kept, least)
+
+
+def _protect(units: Sequence[Units], first: Sequence[jax.Array]) -> list[Units]:
+    """The units, of which some are to be kept before all others."""
+    return [leaf._replace(first=own) for leaf, own in zip(units, first, strict=True)]
+
+
+def _first_of_channels(
+    rule: Rule, units: Sequence[Units], floors: Count
+) -> list[jax.Array]:
+    """Marks the `floors` highest units of every output channel of every slice."""
+    by_channel = [leaf.sliced(_channel_axes(rule, leaf)) for leaf in units]
+    # All slices of a leaf have one floor, so all of their channels have.
+    starts = np.cumsum([0, *(leaf.slices for leaf in units[:-1])])
+    counts = np.array([leaf.slices for leaf in by_channel])
+    kept = Count(*(jnp.repeat(lane[starts], counts) for lane in floors))
+
+    def select() -> list[jax.Array]:
+        return selection.top_k(by_channel, kept)
+
+    if not is_traced(rule.min_per_channel):
+        return select()
+    return jax.lax.cond(  # hyperparameters are traced also where they are 0
+        rule.min_per_channel > 0, select, lambda: [leaf.keys() < 0 for leaf in units]
+    )
+
+
+def _channel_axes(rule: Rule, leaf: Units) -> tuple[int, ...]:
+    """The axes along which slices and output channels of a leaf lie, ascending."""
+    own = [axis for axis in range(len(leaf.shape)) if axis not in leaf.slice_axes]
+    if not own:
+        return leaf.slice_axes
+    channels = own[output_axis(rule.output_axis, len(own))]
+    return tuple(sorted((*leaf.slice_axes, channels)))
 
 
 def _units(rule: Rule, leaves: Sequence[_Leaf]) -> list[Units]:
@@ -178,12 +306,13 @@ def _units_of_leaf(rule: Rule, leaf: _Leaf, dtype: Any) -> Units:
     """Weights, whose keys are made in every pass, or blocks, scored once."""
     axis = rule.stack_axis
     stack_axis = None if axis is None else axis % leaf.weights.ndim
+    slice_axes = () if stack_axis is None else (stack_axis,)
     if not isinstance(rule.structure, Block | Channel):
         return Units.of_leaf(
             (leaf.weights, leaf.mask),
-            functools.partial(masked_keys, dtype=dtype),
+            functools.partial(ranking_keys, dtype=dtype),
             dtype=dtype,
-            stack_axis=stack_axis,
+            slice_axes=slice_axes,
             shard=leaf.shard,
         )
     pool = rule.structure.pool
@@ -204,7 +333,7 @@ def _units_of_leaf(rule: Rule, leaf: _Leaf, dtype: Any) -> Units:
         (scores,),
         lambda keys: keys,
         dtype=dtype,
-        stack_axis=stack_axis,
+        slice_axes=slice_axes,
         shard=leaf.shard.of_units(leaf.block),
     )
 

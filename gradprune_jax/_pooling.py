@@ -14,7 +14,9 @@ bits). Rounding up makes no weight nothing. With D-bit digits of :math:`q_i`, wh
 :math:`c < 2^{32 - D}`, no sum of digits overflows 32 bits; :math:`1 + \lfloor 32 / D
 \rfloor` digits keep the whole below :math:`2^{64}`.
 
-A block with a NaN, or else with an infinity, has that for its score.
+A block with a NaN, or else with an infinity, has that for its score. A block is live
+as long as one of its weights is, and a live block ranks above every pruned one, also
+where its score is zero.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import numpy as np
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._division import leading_quotient
-from gradprune_jax._magnitudes import key_dtype, largest_key, masked_keys, wider_dtype
+from gradprune_jax._magnitudes import key_dtype, largest_key, ranking_keys, wider_dtype
 from gradprune_jax._shards import Shard
 from gradprune_jax._structures import Pool, Shape, unit_shape
 from gradprune_jax._summation import (
@@ -73,24 +75,34 @@ def score_keys(
       shard: where the piece lies in the whole leaf.
 
     Returns:
-      Unsigned integers of the blocks' shape, the bits of the scores; those of blocks
-      that reach over devices are the same on each of these.
+      Unsigned integers of the blocks' shape: 0 for a pruned block, the bits of its
+      score plus 1 for a live one. Those of blocks that reach over devices are the same
+      on each of these.
     """
     windows = _Windows(block, shard, weights.shape)
 
     def keys() -> jax.Array:
         # Made anew for each reduction, in its loop: no array as large as the weights.
         pinned, pinned_mask = jax.lax.optimization_barrier((weights, mask))
-        return masked_keys(pinned, pinned_mask, dtype)
+        return ranking_keys(pinned, pinned_mask, dtype)
 
-    largest = windows.maximum(keys())
+    highest = windows.maximum(keys())
     if pool == "max":
-        return largest
+        return highest
+    largest = _magnitudes(highest)
     infinity = np.asarray(largest_key(dtype) - 1, largest.dtype)
     finite = jnp.where(largest < infinity, largest, 0)
     top = _over_slices(finite, stack_axis, shard.of_units(block))
-    means = _mean_keys(keys, _exponent(top, dtype), windows, dtype)
-    return jnp.where(largest < infinity, means, largest)
+    means = _mean_keys(
+        lambda: _magnitudes(keys()), _exponent(top, dtype), windows, dtype
+    )
+    scores = jnp.where(largest < infinity, means, largest)
+    return jnp.where(highest > 0, scores + 1, 0)
+
+
+def _magnitudes(keys: jax.Array) -> jax.Array:
+    """The bits of |w| from the keys that rank weights, 0 for pruned ones."""
+    return jnp.maximum(keys, 1) - 1
 
 
 class _Windows:

@@ -111,10 +111,10 @@ def guess_thresholds(
         return None
     samples = Samples.of_leaves(units)
     rank, margin = _ranks(samples, kept, groups)
-    nonzero = samples.estimate(jnp.ones(groups.segments, top.dtype))
-    at_first = groups.total(nonzero)
+    live = samples.estimate(jnp.ones(groups.segments, top.dtype))
+    at_first = groups.total(live)
     # Most updates prune a little more than is pruned already: then the threshold is
-    # just above the smallest key that lives, far from the zeros.
+    # just above the smallest key that lives, far from the 0 of pruned weights.
     lower = arithmetic.minimum(arithmetic.from_float(rank + margin), at_first)
     upper = arithmetic.from_float(jnp.maximum(rank - margin, 0))
     wanted = Count(*map(jnp.stack, zip(lower, upper, strict=True)))
@@ -124,7 +124,7 @@ def guess_thresholds(
         Bracket(
             jnp.ones(shape, top.dtype),
             jnp.broadcast_to(top, shape),
-            jnp.broadcast_to(nonzero, (2, groups.segments)),
+            jnp.broadcast_to(live, (2, groups.segments)),
             jnp.zeros((2, groups.segments), jnp.uint32),
         ),
         wanted,
@@ -137,7 +137,7 @@ def guess_thresholds(
     is_tied = bracket.high[0] - bracket.low[0] == 1
     low = jnp.where(is_tied, bracket.low[0], bracket.high[0])
     high = jnp.maximum(bracket.high[1], low + 1)
-    # Where more units are wanted than are not zero, the threshold is zero.
+    # Where more units are wanted than are live, the threshold is 0.
     is_zero = rank > arithmetic.as_float(at_first) + margin
     one = jnp.ones_like(low)
     return Guess(jnp.where(is_zero, one, low), jnp.where(is_zero, one + one, high))
@@ -174,7 +174,7 @@ def _grid(leaf: Units) -> jax.Array:
     axes = [
         axis
         for axis, size in enumerate(keys.shape)
-        if axis != leaf.stack_axis and size >= 16 and not is_split(keys, axis)
+        if axis not in leaf.slice_axes and size >= 16 and not is_split(keys, axis)
     ]
     axes.sort(key=lambda axis: -keys.shape[axis])
     for left, axis in zip(range(len(axes), 0, -1), axes, strict=True):

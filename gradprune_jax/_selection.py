@@ -21,7 +21,7 @@ from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _counting as counting
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._counting import Units
-from gradprune_jax._magnitudes import key_dtype, largest_key
+from gradprune_jax._magnitudes import key_dtype, largest_ranking_key
 from gradprune_jax._sampling import guess_thresholds
 from gradprune_jax._search import Bracket, Groups, search
 
@@ -37,13 +37,15 @@ def top_k(
       together: whether all segments are one group; else each is a group of its own.
 
     Returns:
-      For each leaf, bool of its units' shape: exactly `kept` in every group, those
-      that come first in a stable descending sort of the keys.
+      For each leaf, bool of its units' shape: in every group exactly `kept` units of
+      keys above 0, or all of them if there are fewer: those that come first in a stable
+      descending sort of the keys. What it says of units of key 0 has no meaning.
     """
     sizes = [leaf.slice_size for leaf in units for _ in range(leaf.slices)]
     groups = Groups(len(sizes), together)
     bracket = _search_keys(units, kept, groups, np.array(sizes, np.uint32))
-    exact = arithmetic.equal(groups.total(bracket.at_low), kept)
+    # Those of key 0 are pruned already, so it does not matter which of them stay.
+    exact = arithmetic.equal(groups.total(bracket.at_low), kept) | (bracket.low == 0)
     low = groups.spread(bracket.low)
 
     def without_ties() -> tuple[jax.Array, jax.Array]:
@@ -125,4 +127,4 @@ def _threshold_dtype(units: Sequence[Units]) -> np.dtype:
 
 def _above_all_keys(leaf: Units) -> int:
     """A threshold that no unit of the leaf reaches, not even those kept first."""
-    return largest_key(leaf.dtype) + 2
+    return largest_ranking_key(leaf.dtype) + 2

@@ -8,13 +8,15 @@ are those in the whole array.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradprune_jax import _paths
 from gradprune_jax._structures import unit_shape
@@ -74,16 +76,29 @@ class Shard(NamedTuple):
         names = self.axis_names[dimension]
         if names:
             return jax.lax.all_gather(local, names, axis=dimension, tiled=True)
-        spec = list(jax.typeof(local).sharding.spec)
+        sharding = jax.typeof(local).sharding
+        spec = list(sharding.spec)
         spec[dimension] = None
-        return jax.sharding.reshard(local, PartitionSpec(*spec))
+        return resharded(local, sharding.mesh, PartitionSpec(*spec))
 
-    def own_part(self, array: jax.Array, dimension: int, local_size: int) -> jax.Array:
-        """What of a gathered array was the local piece."""
+    def own_part(
+        self, array: jax.Array, dimension: int, local_size: int, axis: int
+    ) -> jax.Array:
+        """The local piece along one dimension, which is this axis of the array."""
         if not self.axis_names[dimension]:  # explicit mode parts it again by itself
             return array
         start = self.offset(dimension, local_size)
-        return jax.lax.dynamic_slice_in_dim(array, start, local_size, dimension)
+        return jax.lax.dynamic_slice_in_dim(array, start, local_size, axis)
+
+    def among_all(self, local: jax.Array, dimension: int, axis: int) -> jax.Array:
+        """A local piece in the place where it lies in the whole, 0 elsewhere."""
+        if not self.axis_names[dimension]:
+            return local
+        shape = list(local.shape)
+        shape[axis] = self.shape[dimension]
+        start = self.offset(dimension, local.shape[axis])
+        elsewhere = jnp.zeros_like(local, shape=shape)
+        return jax.lax.dynamic_update_slice_in_dim(elsewhere, local, start, axis)
 
 
 def parts(array: jax.Array, shard: Shard, dimension: int) -> int:
@@ -92,6 +107,72 @@ def parts(array: jax.Array, shard: Shard, dimension: int) -> int:
     names = jax.typeof(array).sharding.spec[dimension]  # in explicit mode alone
     names = names if isinstance(names, tuple) else (names,) if names else ()
     return split * math.prod(jax.typeof(array).sharding.mesh.shape[n] for n in names)
+
+
+def resharded(array: jax.Array, mesh: Any, spec: PartitionSpec) -> jax.Array:
+    """The array laid out by a spec, in explicit mode.
+
+    The mesh is that of an array's type: nobody needs to have set one.
+    """
+    return jax.sharding.reshard(array, NamedSharding(mesh, spec))
+
+
+def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """The mask, in explicit mode on the devices on which its weight is.
+
+    It may have been restored from a checkpoint with another layout.
+    """
+    own, wanted = jax.typeof(mask).sharding, jax.typeof(weight).sharding
+    if own == wanted or not any(wanted.spec + own.spec):
+        return mask
+    return resharded(mask, wanted.mesh, wanted.spec)
+
+
+def after(
+    step: jax.Array, arrays: Sequence[Any], placement: Sequence[Shard]
+) -> jax.Array:
+    """The step, known only once the arrays are: on a mesh of CPU devices.
+
+    XLA's executor for CPUs starts whatever is ready. A mask update depends on little,
+    so its all-reduces would run beside those of the backward pass, in another order on
+    each device. Each of them holds a thread until all devices have come to it, and with
+    no more threads than devices the program hangs. So here a mask update waits for what
+    was computed before it: the step becomes a number that depends on all of it.
+
+    Args:
+      step: integer scalar, at least 0.
+      arrays: what is to be computed first.
+      placement: where the leaves lie.
+
+    Returns:
+      The same number.
+    """
+    if not arrays or jax.default_backend() != "cpu" or not _is_split(arrays, placement):
+        return step
+    any_set = functools.reduce(jnp.logical_or, map(jnp.any, arrays))
+    any_set = any_set.astype(step.dtype)
+    manual = _manual_axes()
+    if manual:  # the step is one number for all devices
+        any_set = jax.lax.pmax(any_set, manual)
+    # XLA does not know that no step is negative.
+    return jnp.where(step < 0, any_set, step)
+
+
+def _is_split(arrays: Sequence[Any], placement: Sequence[Shard]) -> bool:
+    """Whether a mask update has collectives, as far as types say."""
+    if any(shard.split_axes for shard in placement):
+        return True
+    return any(
+        kind != AxisType.Manual and size > 1
+        for array in arrays
+        for kind, size in _mesh_axes(array)
+    )
+
+
+def _mesh_axes(array: Any) -> list[tuple[AxisType, int]]:
+    """The kinds and sizes of the axes of an array's mesh."""
+    mesh = jax.typeof(array).sharding.mesh
+    return list(zip(mesh.axis_types, mesh.axis_sizes, strict=True))
 
 
 def whole(shape: tuple[int, ...]) -> Shard:
@@ -156,8 +237,14 @@ def _shard(name: str, local_shape: tuple[int, ...], spec: PartitionSpec) -> Shar
 
 def _is_in_shard_map() -> bool:
     """Whether any mesh axis has a name here."""
+    return bool(_manual_axes())
+
+
+def _manual_axes() -> tuple[str, ...]:
+    """The mesh axes that have a name here, those of an enclosing `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return any(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == AxisType.Manual)
 
 
 def _axis_size(name: str) -> int:

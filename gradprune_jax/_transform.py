@@ -14,10 +14,10 @@ import optax
 
 from gradprune_jax import _paths
 from gradprune_jax._magnitudes import wider_dtype
-from gradprune_jax._mask_update import update_masks
+from gradprune_jax._mask_update import masks_at_step
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._shards import Shard, shards
+from gradprune_jax._shards import after, laid_out_like, shards
 from gradprune_jax._state import (
     GradualPruneState,
     WithGradualPruneState,
@@ -25,6 +25,7 @@ from gradprune_jax._state import (
     masks_by_leaf,
 )
 from gradprune_jax._structures import Structure
+from gradprune_jax._weights import warn_of_dense_weights
 
 ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
 
@@ -37,6 +38,8 @@ def gradual_prune(
     allocation: Allocation = "uniform",
     stack_axis: int | None = None,
     min_density: chex.Numeric = 0.0,
+    min_per_channel: chex.Numeric = 0,
+    output_axis: int | None = None,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradual magnitude pruning: the last link of an optax chain.
@@ -44,9 +47,10 @@ def gradual_prune(
     With p the parameters, u the updates that reach this link, and m the masks: on an
     update step of the schedule
 
-    .. math:: m \leftarrow m \wedge \mathrm{top}_k(|m \odot p|)
+    .. math:: m \leftarrow m \wedge \mathrm{top}_k(m, |p|)
 
-    and at every step
+    ranked by the mask first, so that a live weight of zero comes before every pruned
+    one, and at every step
 
     .. math:: u' = \begin{cases} u & m \\ -p & \text{otherwise,} \end{cases}
 
@@ -73,6 +77,11 @@ def gradual_prune(
       stack_axis: the axis along which layers are stacked, each pruned as if alone.
         Under ``optax.inject_hyperparams`` it must be in `static_args`.
       min_density: under global allocation, the fraction that each leaf keeps at least.
+      min_per_channel: the weights that stay at least in every output channel. Without
+        it a whole filter may die, and a layer that divides its kernel by its own
+        deviation or norm (weight standardisation, WeightNorm) then gives NaN.
+      output_axis: the axis of output channels, None for the last. Under
+        ``optax.inject_hyperparams`` it must be in `static_args`.
       partition_specs: only inside ``jax.shard_map``, where parameters are local
         shards: their ``PartitionSpec`` tree, or a prefix of it, as given to it.
 
@@ -109,17 +118,18 @@ def gradual_prune(
         allocation=allocation,
         stack_axis=stack_axis,
         min_density=min_density,
+        min_per_channel=min_per_channel,
+        output_axis=output_axis,
     )
-    # Outside jit a conditional would be compiled anew at every step.
-    masks_at_step = [
-        jax.jit(functools.partial(_masks_at_step, rule), static_argnums=0)
-        for rule in rules
-    ]
 
     def init_fn(params: optax.Params) -> GradualPruneState:
-        leaves, treedef = _flatten_parameters(params)
+        _check_given(params)
+        leaves: list[Any]
+        treedef: Any
+        leaves, treedef = jax.tree.flatten(params)
         placement = shards(params, partition_specs, may_be_whole=True)
         assigned = assign(rules, params, [shard.shape for shard in placement])
+        warn_of_dense_weights(rules, params, assigned)
         masks = [
             optax.MaskedNode() if position is None else _all_kept(leaf)
             for leaf, position in zip(leaves, assigned, strict=True)
@@ -133,31 +143,33 @@ def gradual_prune(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradualPruneState]:
         del extra_args
-        if not isinstance(state, GradualPruneState):
-            raise ValueError(
-                f"the state is a {type(state).__name__}; it must be the "
-                "GradualPruneState that init made. Was it restored without its "
-                "structure?"
-            )
-        params = _as_arrays(params)
-        leaves, treedef = _flatten_parameters(params)
+        _check_state(state, GradualPruneState)
+        params, masks_tree = _without_absent(updates, params, state.masks)
+        leaves: list[Any]
+        treedef: Any
+        leaves, treedef = jax.tree.flatten(params)
         placement = shards(params, partition_specs)
         assigned = assign(rules, params, [shard.shape for shard in placement])
-        masks = masks_by_leaf(state.masks, params)
+        masks = masks_by_leaf(masks_tree, params)
         _check_rules(masks, params, assigned)
+        step = after(state.count, jax.tree.leaves(updates), placement)
         for position, rule in enumerate(rules):
             own = [i for i, owner in enumerate(assigned) if owner == position]
             if own and rule.schedule is not None:
-                new = masks_at_step[position](
-                    tuple(placement[i] for i in own),
-                    state.count,
+                new = masks_at_step(
+                    rule,
+                    step,
                     [leaves[i] for i in own],
-                    [masks[i] for i in own],
+                    [laid_out_like(masks[i], leaves[i]) for i in own],
+                    [placement[i] for i in own],
                 )
                 masks = _replaced(masks, own, new)
-        updates = _map_pruned(_zero_pruned, treedef, masks, params, updates)
+                if position + 1 < len(rules):
+                    step = after(step, new, placement)
+        new_updates = _map_pruned(_zero_pruned, treedef, masks, params, updates)
+        new_masks = _with_absent(updates, treedef.unflatten(masks), state.masks)
         count = optax.safe_increment(state.count)
-        return updates, GradualPruneState(count, treedef.unflatten(masks))
+        return new_updates, GradualPruneState(count, new_masks)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -171,6 +183,8 @@ def with_gradual_prune(
     allocation: Allocation = "uniform",
     stack_axis: int | None = None,
     min_density: chex.Numeric = 0.0,
+    min_per_channel: chex.Numeric = 0,
+    output_axis: int | None = None,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""An optimizer that sees live weights only, followed by gradual pruning.
@@ -190,6 +204,8 @@ def with_gradual_prune(
       allocation: how the sparsity is shared out.
       stack_axis: the axis along which layers are stacked.
       min_density: the fraction that each leaf keeps at least.
+      min_per_channel: the weights that stay at least in every output channel.
+      output_axis: the axis of output channels.
       partition_specs: the parameters' specs inside ``jax.shard_map``.
 
     Returns:
@@ -211,15 +227,17 @@ def with_gradual_prune(
             "schedule: with_gradual_prune(optimizer, schedule)."
         )
     inner = optax.with_extra_args_support(inner)
-    prune = gradual_prune(
+    rules = as_rules(
         schedule_or_rules,
         where=where,
         structure=structure,
         allocation=allocation,
         stack_axis=stack_axis,
         min_density=min_density,
-        partition_specs=partition_specs,
+        min_per_channel=min_per_channel,
+        output_axis=output_axis,
     )
+    prune = gradual_prune(rules, partition_specs=partition_specs)
 
     def init_fn(params: optax.Params) -> WithGradualPruneState:
         return WithGradualPruneState(inner.init(params), prune.init(params))
@@ -230,33 +248,26 @@ def with_gradual_prune(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WithGradualPruneState]:
+        _check_state(state, WithGradualPruneState)
         params = _as_arrays(params)
-        _, treedef = _flatten_parameters(params)
-        masks = masks_by_leaf(state.prune_state.masks, params)
-        updates = _map_pruned(_mask_gradient, treedef, masks, params, updates)
+        present, masks_tree = _without_absent(updates, params, state.prune_state.masks)
+        treedef = jax.tree.structure(present)
+        masks = masks_by_leaf(masks_tree, present)
+
+        def mask_tree(tree: Any) -> Any:
+            return _map_pruned(_mask_gradient, treedef, masks, present, tree)
+
         updates, inner_state = inner.update(
-            updates, state.inner_state, params, **extra_args
+            mask_tree(updates),
+            state.inner_state,
+            params,
+            **_of_masked_loss(extra_args, mask_tree),
         )
         updates, prune_state = prune.update(updates, state.prune_state, params)
+        inner_state = _forget_losses(inner_state, rules, state.prune_state.count)
         return updates, WithGradualPruneState(inner_state, prune_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _masks_at_step(
-    rule: Rule,
-    placement: Sequence[Shard],
-    count: jax.Array,
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-) -> list[jax.Array]:
-    """The masks of one rule after step `count`: recomputed on its update steps."""
-    schedule: Any = rule.schedule
-    return jax.lax.cond(
-        schedule.is_update_step(count),
-        lambda: update_masks(rule, count, weights, masks, placement),
-        lambda: list(masks),
-    )
 
 
 @jax.jit
@@ -278,12 +289,7 @@ def _zero_pruned(
     A select, not a product: a product keeps NaN, makes -0.0, and rounds live weights.
     In the wider of the two dtypes, or the weight would not cancel to the last bit.
     """
-    if getattr(update, "shape", None) != weight.shape:
-        raise ValueError(
-            f"the update of {name!r} has shape {getattr(update, 'shape', None)}, but "
-            f"the parameter is pruned and has shape {weight.shape}."
-        )
-    update = jnp.asarray(update)
+    update = _fitting("update", name, weight, update)
     try:
         dtype = wider_dtype(weight.dtype, update.dtype)
     except ValueError:
@@ -299,8 +305,133 @@ def _mask_gradient(
     name: str, mask: jax.Array, weight: jax.Array, gradient: jax.Array
 ) -> jax.Array:
     """The gradient where the weight lives, zero where it is pruned."""
-    del name, weight
+    gradient = _fitting("gradient", name, weight, gradient)
     return jnp.where(mask, gradient, jnp.zeros_like(gradient))
+
+
+def _fitting(what: str, name: str, weight: jax.Array, array: Any) -> jax.Array:
+    """The update or gradient of a pruned leaf, refused if it has another shape."""
+    shape = getattr(array, "shape", None)
+    if shape != weight.shape:
+        raise ValueError(
+            f"the {what} of {name!r} has shape {shape}, but the parameter is pruned "
+            f"and has shape {weight.shape}."
+        )
+    return jnp.asarray(array)
+
+
+def _of_masked_loss(
+    extra_args: dict[str, Any], mask_tree: Callable[[Any], Any]
+) -> dict[str, Any]:
+    r"""What a line search is given, of the loss of the masked parameters.
+
+    .. math:: f_m(p) = f(m \odot p), \qquad \nabla f_m = m \odot \nabla f
+
+    The step ends at masked parameters, so what it finds is true of them.
+    """
+    masked = dict(extra_args)
+    if masked.get("grad") is not None:
+        masked["grad"] = mask_tree(masked["grad"])
+    value_fn = masked.get("value_fn")
+    if callable(value_fn):
+
+        @functools.wraps(value_fn)  # optax asks for its arguments by name
+        def masked_value_fn(params: Any, *args: Any, **kwargs: Any) -> Any:
+            return value_fn(mask_tree(params), *args, **kwargs)
+
+        masked["value_fn"] = masked_value_fn
+    return masked
+
+
+def _forget_losses(inner_state: Any, rules: Sequence[Rule], step: jax.Array) -> Any:
+    """The state of a line search without a loss that new masks have made untrue.
+
+    ``optax.value_and_grad_from_state`` evaluates the loss again where it is infinite.
+    """
+    schedules: list[Any] = [rule.schedule for rule in rules if rule.schedule]
+
+    def has_loss(node: Any) -> bool:
+        return {"value", "grad"} <= set(getattr(node, "_fields", ()))
+
+    def forget(node: Any) -> Any:
+        if not has_loss(node):
+            return node
+        changed = [schedule.is_update_step(step) for schedule in schedules]
+        unknown = jnp.full_like(node.value, jnp.inf)
+        is_stale = functools.reduce(jnp.logical_or, changed, jnp.bool_(False))
+        return node._replace(value=jnp.where(is_stale, unknown, node.value))
+
+    return jax.tree.map(forget, inner_state, is_leaf=has_loss)
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
+
+
+def _without_absent(updates: Any, params: Any, masks: Any) -> tuple[Any, Any]:
+    """Parameters and masks without what has no update, as optax takes it.
+
+    Equinox differentiates only the arrays of a model: the update of its functions, and
+    of what is frozen, is None.
+
+    Args:
+      updates: the updates, None for leaves that have none.
+      params: the parameters, NumPy's arrays or JAX's.
+      masks: those of the state.
+
+    Returns:
+      Parameters, JAX's arrays, and masks: None in the place of what has no update.
+
+    Raises:
+      ValueError: if parameters or updates are missing, if the trees do not fit, or a
+        pruned leaf has no update.
+    """
+    _check_given(params)
+    if updates is None:
+        raise ValueError(
+            "the updates are None: call tx.update(updates, state, params)."
+        )
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
+    if not any(map(_is_none, leaves)):
+        return _as_arrays(params), masks
+    try:
+        owners, own_masks = map(treedef.flatten_up_to, (params, masks))
+    except ValueError as error:
+        raise ValueError(
+            f"the updates' tree does not fit the parameters' or the masks': {error}"
+        ) from None
+    names = _paths.named_leaves(treedef.unflatten(range(len(leaves))))
+    for name, update, mask in zip(names, leaves, own_masks, strict=True):
+        if update is None and jax.tree.leaves(mask):
+            raise ValueError(
+                f"{name.name!r} is pruned but its update is None. To leave it as it "
+                "is, leave it dense: Rule(None, where=...)."
+            )
+    present = [update is not None for update in leaves]
+
+    def keep(items: Sequence[Any]) -> Any:
+        pairs = zip(items, present, strict=True)
+        return treedef.unflatten([item if kept else None for item, kept in pairs])
+
+    return _as_arrays(keep(owners)), keep(own_masks)
+
+
+def _with_absent(updates: Any, masks: Any, old_masks: Any) -> Any:
+    """New masks, and the old ones of what has no update."""
+    leaves: list[Any]
+    treedef: Any
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
+    if not any(map(_is_none, leaves)):
+        return masks
+    new, old = map(treedef.flatten_up_to, (masks, old_masks))
+    return treedef.unflatten(
+        [
+            before if update is None else after
+            for update, before, after in zip(leaves, old, new, strict=True)
+        ]
+    )
 
 
 def _as_arrays(params: Any) -> Any:
@@ -312,13 +443,19 @@ def _as_arrays(params: Any) -> Any:
     return jax.tree.map(as_array, params)
 
 
-def _flatten_parameters(params: Any) -> tuple[list[Any], Any]:
-    """The leaves and structure of the parameters, which pruning cannot do without."""
+def _check_given(params: Any) -> None:
     if params is None:
         raise ValueError(
             "pruning needs the parameters: call tx.update(updates, state, params)."
         )
-    return jax.tree.flatten(params)
+
+
+def _check_state(state: Any, kind: type) -> None:
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"the state is a {type(state).__name__}; it must be the {kind.__name__} "
+            "that init made. Was it restored without its structure?"
+        )
 
 
 def _map_pruned(

@@ -17,14 +17,23 @@ def kept_count(size: int, sparsity: float) -> int:
     return max(size - round(exact * size), min(size, 1) if exact < 1 else 0)
 
 
-def top_k(scores: np.ndarray, kept: int) -> np.ndarray:
-    """The first `kept` of a stable descending sort, NaN before everything."""
+# The score of what is pruned already: below that of any live weight, zero too.
+PRUNED = -1.0
+
+
+def top_k(scores: np.ndarray, kept: int, first: np.ndarray | None = None) -> np.ndarray:
+    """The live ones among the first `kept` of a stable descending sort.
+
+    NaN comes before everything, but for what is to be kept `first`.
+    """
     flat = scores.astype(np.float64).ravel()
+    first = np.zeros(flat.size, bool) if first is None else first.ravel()
+    first = first & (flat != PRUNED)
     nan = np.isnan(flat)
-    order = np.lexsort((-np.where(nan, 0.0, flat), ~nan))  # stable
+    order = np.lexsort((-np.where(nan, 0.0, flat), ~nan, ~first))  # stable
     chosen = np.zeros(flat.size, bool)
     chosen[order[:kept]] = True
-    return chosen.reshape(scores.shape)
+    return (chosen & (flat != PRUNED)).reshape(scores.shape)
 
 
 def next_masks(
@@ -36,6 +45,8 @@ def next_masks(
     allocation: str = "uniform",
     stack_axis: int | None = None,
     min_density: float = 0.0,
+    min_per_channel: int = 0,
+    output_axis: int = -1,
     kept: Sequence[int] | int | None = None,
 ) -> list[np.ndarray]:
     """The masks after a mask update, by one sort for each group.
@@ -48,6 +59,8 @@ def next_masks(
       allocation: of the rule.
       stack_axis: of the rule.
       min_density: of the rule.
+      min_per_channel: of the rule.
+      output_axis: of the rule.
       kept: the units that each slice keeps (ERK), or each group (N:M); else the
         sparsity says.
     """
@@ -56,18 +69,30 @@ def next_masks(
         part
         for leaf, mask in zip(weights, masks, strict=True)
         for part in _slices(
-            np.where(mask, np.abs(leaf.astype(np.float64)), 0.0), stack_axis
+            np.where(mask, np.abs(leaf.astype(np.float64)), PRUNED), stack_axis
         )
     ]
     if isinstance(structure, gp.NM):
         selected = [_top_of_groups(part, structure, kept) for part in slices]
     else:
         units = [unit_scores(part, structure) for part in slices]
+        firsts = [
+            _first_of_channels(
+                scores, structure.block_shape(part.shape), output_axis, min_per_channel
+            )
+            for part, scores in zip(slices, units, strict=True)
+        ]
+        floors = [int(first.sum()) for first in firsts]
         if allocation == "global":
-            chosen = _global_top_k(units, sparsity, min_density)
+            chosen = _global_top_k(units, sparsity, min_density, firsts, floors)
         else:
             counts = kept or [kept_count(part.size, sparsity) for part in units]
-            chosen = [top_k(*pair) for pair in zip(units, counts, strict=True)]
+            chosen = [
+                top_k(scores, max(count, floor), first)
+                for scores, count, floor, first in zip(
+                    units, counts, floors, firsts, strict=True
+                )
+            ]
         selected = [
             _expand(new, structure.block_shape(part.shape), part.shape)
             for new, part in zip(chosen, slices, strict=True)
@@ -81,11 +106,31 @@ def next_masks(
     return new_masks
 
 
+def _first_of_channels(
+    scores: np.ndarray, block: Sequence[int], axis: int, min_per_channel: int
+) -> np.ndarray:
+    """The highest units of every output channel, pruned ones where no more are live."""
+    first = np.zeros(scores.shape, bool)
+    if min_per_channel:
+        inputs = int(np.prod(block)) // block[axis]
+        for channel, part in zip(
+            np.moveaxis(first, axis, 0), np.moveaxis(scores, axis, 0), strict=True
+        ):
+            part = np.where(part == PRUNED, PRUNED / 2, part)  # not left out by top_k
+            channel[...] = top_k(part, -(-min_per_channel // inputs))
+    return first
+
+
 def unit_scores(magnitudes: np.ndarray, structure: gp.Structure) -> np.ndarray:
-    """The score of every block of one leaf: exact integers, rounded down at the end."""
+    """The score of every block of one leaf: exact integers, rounded down at the end.
+
+    A block without a live weight is pruned.
+    """
     block = structure.block_shape(magnitudes.shape)
     if isinstance(structure, gp.Unstructured):
         return magnitudes
+    is_live = magnitudes != PRUNED
+    magnitudes = np.where(is_live, magnitudes, 0.0)
     pool = getattr(structure, "pool", "max")
     infinite = ~np.isfinite(magnitudes)
     finite = np.where(infinite, 0.0, magnitudes)
@@ -109,6 +154,8 @@ def unit_scores(magnitudes: np.ndarray, structure: gp.Structure) -> np.ndarray:
         else:
             total = sum(-(-Fraction(w) // quantum) for w in part.ravel().tolist())
             scores[position] = _floor_float32(total * quantum / part.size)
+        if not is_live[index].any():
+            scores[position] = PRUNED
     return scores
 
 
@@ -156,18 +203,26 @@ def _top_of_groups(scores: np.ndarray, structure: gp.NM, kept: int) -> np.ndarra
 
 
 def _global_top_k(
-    scores: Sequence[np.ndarray], sparsity: float, min_density: float
+    scores: Sequence[np.ndarray],
+    sparsity: float,
+    min_density: float,
+    firsts: Sequence[np.ndarray],
+    floors: Sequence[int],
 ) -> list[np.ndarray]:
     density = Fraction(str(min_density))
-    least = [-(-leaf.size * density // 1) for leaf in scores]
-    first = [top_k(leaf, int(kept)) for leaf, kept in zip(scores, least, strict=True)]
+    least = [
+        max(int(-(-leaf.size * density // 1)), floor)
+        for leaf, floor in zip(scores, floors, strict=True)
+    ]
+    if min_density:
+        firsts = [
+            top_k(leaf, kept, first)
+            for leaf, kept, first in zip(scores, least, firsts, strict=True)
+        ]
     flat = np.concatenate([leaf.ravel() for leaf in scores])
-    flat_first = np.concatenate([leaf.ravel() for leaf in first])
-    kept = max(kept_count(flat.size, sparsity), int(sum(least)))
-    nan = np.isnan(flat)
-    order = np.lexsort((-np.where(nan, 0.0, flat), ~nan, ~flat_first))
-    chosen = np.zeros(flat.size, bool)
-    chosen[order[:kept]] = True
+    first = np.concatenate([leaf.ravel() for leaf in firsts])
+    kept = max(kept_count(flat.size, sparsity), sum(least))
+    chosen = top_k(flat, kept, first)
     ends = np.cumsum([leaf.size for leaf in scores])[:-1]
     parts = np.split(chosen, ends)
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, scores, strict=True)]

@@ -1,5 +1,6 @@
 """What the compiled step does: one trace, no copy of the masks, no host."""
 
+import logging
 import re
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax import _transform
+from gradprune_jax import _mask_update
 
 SCHEDULE = gp.polynomial_schedule(0.9, 0, 40, every=4)
 PARAMS = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 48))}}
@@ -46,17 +47,31 @@ def test_traces_once_in_a_run_of_any_length():
 def test_outside_jit_a_mask_update_is_compiled_once(monkeypatch):
     """A conditional was compiled at every call, for half a second a step."""
     traces = []
-    update_masks = _transform.update_masks
+    update_masks = _mask_update.update_masks
     monkeypatch.setattr(
-        _transform,
+        _mask_update,
         "update_masks",
         lambda *arguments: (traces.append(None), update_masks(*arguments))[1],
     )
-    tx = gp.gradual_prune(SCHEDULE)
+    tx = gp.gradual_prune(gp.polynomial_schedule(0.63, 0, 2, every=1))
     state = tx.init(PARAMS)
     for _ in range(3):
         _, state = tx.update(PARAMS, state, PARAMS)
     assert len(traces) == 1
+
+
+def test_a_factory_that_is_called_at_every_step_compiles_nothing_anew(caplog):
+    """`inject_hyperparams` calls it so; a step of it compiled for half a second."""
+    schedule = gp.polynomial_schedule(0.64, 0, 2, every=1)
+    tx = optax.inject_hyperparams(gp.gradual_prune)(schedule)
+    state = tx.init(PARAMS)
+    _, state = tx.update(PARAMS, state, PARAMS)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        _, state = tx.update(PARAMS, state, PARAMS)
+        assert not caplog.records
+        other = gp.gradual_prune(gp.polynomial_schedule(0.65, 0, 2, every=1))
+        other.update(PARAMS, state.inner_state, PARAMS)
+        assert caplog.records  # so what is compiled is logged
 
 
 def test_donated_masks_are_updated_in_place_and_not_copied_between_updates():
