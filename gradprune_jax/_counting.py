@@ -119,7 +119,7 @@ class Units(NamedTuple):
         leading = per_slice.ndim - 1
         if not self.slice_axes:
             return jnp.expand_dims(per_slice[..., 0], self._unit_axes(leading))
-        per_slice = _replicated(per_slice).reshape(
+        per_slice = self._replicated(per_slice).reshape(
             *per_slice.shape[:-1], *(self.shard.shape[axis] for axis in self.slice_axes)
         )
         for position, axis in enumerate(self.slice_axes, start=leading):
@@ -144,28 +144,27 @@ class Units(NamedTuple):
         """Counts of local slices as those of all slices, zero elsewhere."""
         if not self.slice_axes:
             return jnp.expand_dims(counts, counts.ndim)
-        counts = _replicated(counts)
+        counts = self._replicated(counts)
         leading = counts.ndim - len(self.slice_axes)
         for position, axis in enumerate(self.slice_axes, start=leading):
             counts = self.shard.among_all(counts, axis, position)
         return counts.reshape(*counts.shape[:leading], self.slices)
 
+    def _replicated(self, numbers: jax.Array) -> jax.Array:
+        """Numbers [..., slices], whole on every device, where the mesh is known.
 
-def _replicated(counts: jax.Array) -> jax.Array:
-    """The same counts, whole on every device, where the mesh is known.
-
-    XLA would lay out the slices of all leaves like those of one, and then the masks of
-    the others so too, in place of like their own parameters.
-    """
-    sharding = jax.typeof(counts).sharding
-    nowhere = PartitionSpec(*[None] * counts.ndim)
-    if any(sharding.spec):  # in explicit sharding mode alone
-        return resharded(counts, sharding.mesh, nowhere)
-    is_automatic = AxisType.Auto in sharding.mesh.axis_types
-    if not is_automatic or AxisType.Manual in sharding.mesh.axis_types:
-        return counts
-    replicated = NamedSharding(sharding.mesh, nowhere)
-    return jax.lax.with_sharding_constraint(counts, replicated)
+        XLA would lay out the slices of all leaves like those of one, and then the masks
+        of the others so too, in place of like their own parameters.
+        """
+        nowhere = PartitionSpec(*[None] * numbers.ndim)
+        if any(jax.typeof(numbers).sharding.spec):  # in explicit sharding mode alone
+            return resharded(numbers, jax.typeof(numbers).sharding.mesh, nowhere)
+        mesh = jax.typeof(self.data[0]).sharding.mesh
+        is_automatic = AxisType.Auto in mesh.axis_types
+        if not is_automatic or AxisType.Manual in mesh.axis_types:
+            return numbers
+        replicated = NamedSharding(mesh, nowhere)
+        return jax.lax.with_sharding_constraint(numbers, replicated)
 
 
 # Which units of a leaf are marked, given thresholds that broadcast over them.

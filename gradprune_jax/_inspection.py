@@ -15,6 +15,7 @@ from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
 from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
+from gradprune_jax._shards import laid_out_like
 from gradprune_jax._state import is_dense
 
 
@@ -216,6 +217,7 @@ def _failures(leaf: jax.Array, mask: jax.Array | None) -> _Failures:
     if mask is None:
         return _Failures(count_true(~finite), _exactly(0), _exactly(0))
     nonzero = is_nonzero(leaf)
+    mask = laid_out_like(mask, leaf)
     return _Failures(
         not_finite=count_true(~finite),
         revived=count_true(~mask & finite & nonzero),

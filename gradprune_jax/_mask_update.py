@@ -21,7 +21,7 @@ from gradprune_jax._magnitudes import ranking_dtype, ranking_keys
 from gradprune_jax._pattern import group_kept, largest_of_groups
 from gradprune_jax._pooling import score_dtype, score_keys
 from gradprune_jax._rules import Rule
-from gradprune_jax._shards import Shard, parts
+from gradprune_jax._shards import Shard, laid_out_like, parts
 from gradprune_jax._structures import (
     NM,
     Block,
@@ -79,10 +79,11 @@ def _masks_at_step(
     masks: Sequence[jax.Array],
 ) -> list[jax.Array]:
     schedule: Any = rule.schedule
+    masks = list(map(laid_out_like, masks, weights))
     return jax.lax.cond(
         schedule.is_update_step(step),
         lambda: update_masks(rule, step, weights, masks, shards),
-        lambda: list(masks),
+        lambda: masks,
     )
 
 

@@ -14,6 +14,7 @@ from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
 from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._rules import Rule, Where, assign
+from gradprune_jax._shards import select
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
 
 
@@ -153,7 +154,7 @@ def apply_masks(tree: Any, masks: Any) -> Any:
     treedef: Any = jax.tree.structure(params, is_leaf=is_dense)
     masked = treedef.unflatten(
         [
-            leaf if is_dense(mask) else jnp.where(mask, leaf, jnp.zeros_like(leaf))
+            leaf if is_dense(mask) else select(mask, leaf, jnp.zeros_like(leaf))
             for _, leaf, mask in pair_with_masks(params, masks)
         ]
     )

@@ -20,7 +20,7 @@ from gradprune_jax._fit import check_pattern
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._shards import whole
+from gradprune_jax._shards import select, whole
 from gradprune_jax._structures import Structure
 
 # Floors that may be tracers, and what stands for them in a rule that must be hashable:
@@ -114,7 +114,7 @@ def _zeroed(leaf: Any, mask: jax.Array) -> Any:
     if _is_wide(leaf) and not is_traced(mask):
         return np.where(mask, leaf, np.zeros_like(leaf))
     weights = jnp.asarray(leaf)
-    return jnp.where(mask, weights, jnp.zeros_like(weights))
+    return select(mask, weights, jnp.zeros_like(weights))
 
 
 def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:

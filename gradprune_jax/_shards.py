@@ -118,14 +118,35 @@ def resharded(array: jax.Array, mesh: Any, spec: PartitionSpec) -> jax.Array:
 
 
 def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
-    """The mask, in explicit mode on the devices on which its weight is.
+    """The mask of a weight, in explicit mode on the devices on which the weight is.
 
-    It may have been restored from a checkpoint with another layout.
+    It may have been restored from a checkpoint with another layout, and XLA leaves out
+    mesh axes of one device.
     """
-    own, wanted = jax.typeof(mask).sharding, jax.typeof(weight).sharding
-    if own == wanted or not any(wanted.spec + own.spec):
+    if _are_alike(mask, weight):
         return mask
+    wanted = jax.typeof(weight).sharding
     return resharded(mask, wanted.mesh, wanted.spec)
+
+
+def select(mask: jax.Array, kept: Any, other: Any) -> jax.Array:
+    """`kept` where the mask is True, else `other`, whatever their layouts."""
+    if _are_alike(mask, kept) and _are_alike(other, kept):
+        return jnp.where(mask, kept, other)
+    return _select_laid_out(mask, kept, other)
+
+
+@jax.jit
+def _select_laid_out(mask: jax.Array, kept: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.where(laid_out_like(mask, kept), kept, laid_out_like(other, kept))
+
+
+def _are_alike(mask: Any, weight: Any) -> bool:
+    """Whether the types of both say the same of their layout."""
+    if not (isinstance(mask, jax.Array) and isinstance(weight, jax.Array)):
+        return True
+    own, wanted = jax.typeof(mask).sharding, jax.typeof(weight).sharding
+    return own == wanted or not any((*own.spec, *wanted.spec))
 
 
 def after(

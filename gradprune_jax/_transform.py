@@ -17,7 +17,7 @@ from gradprune_jax._magnitudes import wider_dtype
 from gradprune_jax._mask_update import masks_at_step
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._shards import after, laid_out_like, shards
+from gradprune_jax._shards import after, select, shards
 from gradprune_jax._state import (
     GradualPruneState,
     WithGradualPruneState,
@@ -160,7 +160,7 @@ def gradual_prune(
                     rule,
                     step,
                     [leaves[i] for i in own],
-                    [laid_out_like(masks[i], leaves[i]) for i in own],
+                    [masks[i] for i in own],
                     [placement[i] for i in own],
                 )
                 masks = _replaced(masks, own, new)
@@ -298,7 +298,7 @@ def _zero_pruned(
             "8-bit floats are not promoted, so cast the update to the parameter's "
             "dtype before gradual_prune."
         ) from None
-    return jnp.where(mask, update.astype(dtype), -weight.astype(dtype))
+    return select(mask, update.astype(dtype), -weight.astype(dtype))
 
 
 def _mask_gradient(
@@ -306,7 +306,7 @@ def _mask_gradient(
 ) -> jax.Array:
     """The gradient where the weight lives, zero where it is pruned."""
     gradient = _fitting("gradient", name, weight, gradient)
-    return jnp.where(mask, gradient, jnp.zeros_like(gradient))
+    return select(mask, gradient, jnp.zeros_like(gradient))
 
 
 def _fitting(what: str, name: str, weight: jax.Array, array: Any) -> jax.Array:

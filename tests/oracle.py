@@ -113,11 +113,11 @@ def _first_of_channels(
     first = np.zeros(scores.shape, bool)
     if min_per_channel:
         inputs = int(np.prod(block)) // block[axis]
-        for channel, part in zip(
-            np.moveaxis(first, axis, 0), np.moveaxis(scores, axis, 0), strict=True
-        ):
-            part = np.where(part == PRUNED, PRUNED / 2, part)  # not left out by top_k
-            channel[...] = top_k(part, -(-min_per_channel // inputs))
+        # Not PRUNED, which top_k leaves out.
+        ranked = np.where(scores == PRUNED, PRUNED / 2, scores)
+        by_channel = np.moveaxis(first, axis, 0)
+        for channel, part in enumerate(np.moveaxis(ranked, axis, 0)):
+            by_channel[channel] = top_k(part, -(-min_per_channel // inputs))
     return first
 
 
