@@ -225,11 +225,15 @@ def erk_densities(segments: Sequence[Segment], density: Any, most: Any = 1.0) ->
       Evci et al., `Rigging the lottery <https://arxiv.org/abs/1911.11134>`_, 2020,
       section 3.
     """
-    xp: Any = jnp if is_traced(density) or is_traced(most) else np
     sizes = np.array([segment.units for segment in segments], float)
     sums = np.array([sum(segment.shape) for segment in segments], float)
     weights = np.array([math.prod(segment.shape) for segment in segments], float)
     ratios = sums / np.maximum(weights, 1)
+    xp: Any = np
+    if is_traced(density) or is_traced(most):  # of any dtype
+        xp = jnp
+        density, most = (jnp.asarray(x).astype(jnp.float32) for x in (density, most))
+        sizes, ratios = sizes.astype(np.float32), ratios.astype(np.float32)
     order = np.argsort(-ratios, kind="stable")
     order = order[sizes[order] > 0]
     if not len(order):
@@ -315,7 +319,11 @@ def _erk_final(
 def _erk_kept(
     schedule: SparsitySchedule, segments: Sequence[Segment], step: jax.Array
 ) -> Count:
-    """What each segment keeps at a step on its way to its ERK density."""
+    """What each segment keeps at a step on its way to its ERK density.
+
+    Traced sparsities are computed with in float32, on the device: a segment may then
+    keep one unit more or less than with the same numbers known before.
+    """
     sizes = [segment.units for segment in segments]
     initial = arithmetic.kept_count(sizes, jnp.float32(schedule.initial_sparsity))
     if schedule.is_concrete:

@@ -69,7 +69,7 @@ def largest_of_groups(
             grouped, start, min(start + LONGEST_GROUP, of), axis=axis + 1
         )
         other = jnp.expand_dims(others, axis + 1)
-        earlier = position[start : start + LONGEST_GROUP] < position[:, None]
+        earlier = position[None, start : start + LONGEST_GROUP] < position[:, None]
         earlier = earlier.reshape(*earlier.shape, *[1] * (len(shape) - axis - 1))
         before = jnp.where(earlier, other >= mine, other > mine)
         rank += jnp.sum(before, axis=axis + 2, dtype=jnp.int32)

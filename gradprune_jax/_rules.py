@@ -47,8 +47,9 @@ class Rule:
       allocation: how sparse each leaf is. ``"uniform"``: every leaf at the schedule's
         sparsity, as in the paper. ``"global"``: one threshold over all leaves of the
         rule. ``"erk"``: Erdos-Renyi-kernel densities, higher for small and for narrow
-        leaves, with the schedule's final sparsity over all of them together. N:M has
-        a sparsity of its own, and is uniform always.
+        leaves, with the schedule's final sparsity over all of them together; with a
+        traced sparsity each leaf may keep one unit more or less than with the number.
+        N:M has a sparsity of its own, and is uniform always.
       stack_axis: the axis along which layers are stacked (``nn.scan``, ``nnx.vmap``).
         Each slice is pruned as if it were alone, in shape, structure, and, unless
         the allocation is global, with a threshold of its own. It holds for every

@@ -203,6 +203,12 @@ class SparsitySchedule:
             return None
         return np.asarray([self._progress(value) for value in self._values], np.float32)
 
+    @property
+    def _ends(self) -> tuple[Any, Any]:
+        """The initial and the final sparsity, float32 where a field is traced."""
+        ends = (self.initial_sparsity, self.final_sparsity)
+        return ends if self.is_concrete else (_float32(ends[0]), _float32(ends[1]))
+
     def _value(self, step: Any) -> Any:
         """The sparsity at a mask update: float64 for numbers, float32 for tracers."""
         if self.fn is not None:
@@ -211,17 +217,21 @@ class SparsitySchedule:
             self.begin_step == self.end_step
         )
         if one_step:
-            return self.final_sparsity
-        remaining = 1 - (step - self.begin_step) / (self.end_step - self.begin_step)
-        difference = self.initial_sparsity - self.final_sparsity
-        return self.final_sparsity + difference * remaining**self.power
+            return self._ends[1]
+        number: Any = float if self.is_concrete else _float32
+        done, window = step - self.begin_step, self.end_step - self.begin_step
+        remaining = 1 - number(done) / number(window)
+        initial, final = self._ends
+        power = _float32(self.power) if is_traced(self.power) else self.power
+        return final + (initial - final) * remaining**power
 
     def _progress(self, value: Any) -> Any:
         """How much of the way is done where the sparsity is that of `_value`."""
-        difference = self.final_sparsity - self.initial_sparsity
+        initial, final = self._ends
+        difference = final - initial
         if not is_traced(difference) and difference == 0:
             return 0.0 * value  # nothing to go: it jumps at the end
-        done = (value - self.initial_sparsity) / difference
+        done = (value - initial) / difference
         return jnp.clip(done, 0, 1) if is_traced(done) else min(max(done, 0.0), 1.0)
 
 

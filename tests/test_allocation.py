@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import gradprune_jax as gp
 from gradprune_jax._allocation import Segment, erk_densities
 from tests import oracle
+from tests.helpers import enable_x64
 
 SCHEDULE = gp.one_shot_schedule(0.5, 0)
 
@@ -142,3 +143,20 @@ def compiled_kept():
         return [mask.sum() for mask in jax.tree.leaves(masks)]
 
     return jax.jit(kept)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_traced_targets_of_any_dtype_under_strict_promotion_and_x64(dtype):
+    with enable_x64(), jax.numpy_dtype_promotion("strict"):
+        params = {"a": {"kernel": jnp.ones((8, 4))}, "b": {"kernel": jnp.ones((9, 3))}}
+
+        def kept(final):
+            schedule = gp.polynomial_schedule(final, 0, 4, every=1)
+            tx = gp.gradual_prune(schedule, allocation="erk")
+            state = tx.init(params)._replace(count=jnp.int32(4))
+            _, state = tx.update(params, state, params)
+            return [mask.sum() for mask in jax.tree.leaves(state.masks)]
+
+        expected = gp.plan(gp.one_shot_schedule(0.5, 0), params, allocation="erk")
+        for leaf, mine in zip(expected.pruned, jax.jit(kept)(dtype(0.5)), strict=True):
+            assert abs(leaf.kept - int(mine)) <= 1

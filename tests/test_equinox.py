@@ -83,3 +83,59 @@ def test_masks_of_a_whole_model_go_into_a_state_of_its_arrays(trained):
             jax.tree.leaves(model),
         )
     assert gp.metrics(state)["sparsity/total"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda schedule: optax.chain(
+            optax.adamw(1e-2), gp.gradual_prune(schedule, where=WHERE)
+        ),
+        lambda schedule: gp.with_gradual_prune(
+            optax.adamw(1e-2), schedule, where=WHERE
+        ),
+    ],
+)
+def test_the_update_takes_a_whole_model(make):
+    """As adamw does: what has no update, a function or a frozen array, is absent."""
+    tx = make(gp.polynomial_schedule(0.5, 0, 2, every=1))
+    model = Classifier()
+    state = tx.init(equinox.filter(model, equinox.is_inexact_array))
+
+    @equinox.filter_jit
+    def step(model, state):
+        def loss(model):
+            return jnp.sum(model.head(model.cell(jnp.ones(3), jnp.ones(4))) ** 2)
+
+        gradients = equinox.filter_grad(loss)(model)
+        updates, state = tx.update(gradients, state, model)
+        return equinox.apply_updates(model, updates), state
+
+    for _ in range(4):
+        model, state = step(model, state)
+    gp.check_pruned(model, state)
+    found = gp.sparsity(model)
+    assert {name for name, value in found.items() if value == 0.5} == PRUNED
+    assert len(jax.tree.leaves(gp.get_masks(state))) == len(PRUNED)
+
+
+def test_integers_without_an_update_keep_the_mark_of_a_dense_leaf():
+    """A model filtered by `is_array` holds integers, whose gradient is None."""
+    params = {"w": jnp.ones((4, 4)), "steps": jnp.arange(3), "act": None}
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0))
+    state = tx.init(params)
+    updates, new = tx.update(
+        {"w": params["w"], "steps": None, "act": None}, state, params
+    )
+    assert updates["steps"] is None
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    assert int(new.masks["w"].sum()) == 8
+
+
+def test_a_pruned_leaf_without_an_update_is_refused_by_name():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": jnp.ones(2)}
+    for make in (gp.gradual_prune, lambda s: gp.with_gradual_prune(optax.sgd(1.0), s)):
+        tx = make(gp.one_shot_schedule(0.5, 0))
+        frozen = {"a": {"kernel": None}, "b": params["b"]}
+        with pytest.raises(ValueError, match="'a/kernel' is pruned but its update is"):
+            tx.update(frozen, tx.init(params), params)

@@ -290,8 +290,9 @@ def test_float8_needs_updates_of_its_own_dtype():
 
 def test_library_code_passes_under_strict_dtype_and_rank_promotion():
     params = {
-        "a": jnp.ones((3, 4)),
+        "a": jnp.ones((4, 4)),
         "b": jnp.ones((2, 3), jnp.bfloat16),
+        "c": jnp.ones((4, 2)),
         "large": jnp.ones((2, 256, 256)),
     }
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -300,11 +301,34 @@ def test_library_code_passes_under_strict_dtype_and_rank_promotion():
             {},
             dict(allocation="global", min_density=0.1),
             dict(stack_axis=0),
+            dict(structure=gp.NM(1, 2, axis=0), where="[ac]"),
+            dict(structure=gp.Block((1, 2)), min_per_channel=1),
         ):
-            tx = gp.gradual_prune(schedule, where=".*", **fields)
+            tx = gp.gradual_prune(schedule, **{"where": ".*", **fields})
             state = tx.init(params)
             updates, state = jax.jit(tx.update)(params, state, params)
             gp.metrics(state)
+
+
+def test_both_links_refuse_what_does_not_fit_by_name():
+    params = {"a": {"kernel": jnp.ones((2, 3))}}
+    for make, kind in (
+        (gp.gradual_prune, "GradualPruneState"),
+        (lambda s: gp.with_gradual_prune(optax.sgd(1.0), s), "WithGradualPruneState"),
+    ):
+        tx = make(gp.one_shot_schedule(0.5, 0))
+        state = tx.init(params)
+        for shape in ((), (3,), (1, 3), (2, 1)):  # those that would broadcast, too
+            with pytest.raises(ValueError, match="of 'a/kernel' has shape"):
+                tx.update({"a": {"kernel": jnp.ones(shape)}}, state, params)
+        with pytest.raises(ValueError, match="the updates are None"):
+            tx.update(None, state, params)
+        with pytest.raises(ValueError, match="needs the parameters"):
+            tx.update(params, state)
+        with pytest.raises(ValueError, match=f"it must be the {kind} that init made"):
+            tx.update(params, optax.EmptyState(), params)
+        with pytest.raises(ValueError, match="tree does not fit"):
+            tx.update({"b": params["a"]}, state, params)
 
 
 class TestWithGradualPrune:
