@@ -74,7 +74,8 @@ def gradual_prune(
         for, :class:`NM`, :class:`Block` or :class:`Channel`.
       allocation: ``"uniform"``, every leaf at the schedule's sparsity, ``"global"``,
         one threshold over all leaves, or ``"erk"``, Erdos-Renyi-kernel densities.
-      stack_axis: the axis along which layers are stacked, each pruned as if alone.
+      stack_axis: the axis along which layers are stacked, each pruned as if alone. It
+        holds for every leaf that is pruned: stacked and other leaves need a rule each.
         Under ``optax.inject_hyperparams`` it must be in `static_args`.
       min_density: under global allocation, the fraction that each leaf keeps at least.
       min_per_channel: the weights that stay at least in every output channel. Without

@@ -123,8 +123,7 @@ def demo(
     numbers = {**summary, "curves": results.curves(dense, pruned)}
     contents = (picture.getvalue(), (json.dumps(numbers, indent=1) + "\n").encode())
     for file, content in zip(files, contents, strict=True):
-        check_free(file, force)  # another run may have written in the meantime
-        with replacing(file) as temporary:
+        with replacing(file, force) as temporary:
             temporary.write_bytes(content)
     if as_json:
         click.echo(json.dumps(summary))
