@@ -14,58 +14,14 @@ import numpy as np
 from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
+from gradprune_jax._floors import channels_total, least_units
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._structures import (
-    NM,
-    Shape,
-    Unstructured,
-    output_axis,
-    slice_shape,
-    unit_shape,
-)
+from gradprune_jax._segments import Segment
+from gradprune_jax._structures import NM
 
 # Flat indices, and thresholds above them, are uint32.
 LARGEST_LEAF = 2**32 - 2
-
-
-class Segment(NamedTuple):
-    """A leaf, or one slice of a stacked leaf.
-
-    Attributes:
-      units: the number of its units: weights, blocks or channels.
-      shape: the shape of its weights.
-      output_channels: into how many parts units are divided along the output axis.
-      unit_inputs: the weights that a unit has in each output channel.
-    """
-
-    units: int
-    shape: tuple[int, ...]
-    output_channels: int = 1
-    unit_inputs: int = 1
-
-    @classmethod
-    def of_leaf(cls, rule: Rule, shape: Shape) -> Segment:
-        """A slice of a rule's leaf, or the leaf if it is not stacked.
-
-        Args:
-          rule: the rule.
-          shape: the shape of the whole leaf.
-        """
-        own = slice_shape(shape, rule.stack_axis)
-        block = (rule.structure or Unstructured()).block_shape(own)
-        if isinstance(rule.structure, NM):  # which counts weights
-            block = Unstructured().block_shape(own)
-        units = unit_shape(own, block)
-        if not own:
-            return cls(1, own)
-        axis = output_axis(rule.output_axis, len(own))
-        return cls(
-            units=math.prod(units),
-            shape=own,
-            output_channels=units[axis],
-            unit_inputs=math.prod(block) // block[axis],
-        )
 
 
 class Budget(NamedTuple):
@@ -119,60 +75,6 @@ def allocate(rule: Rule, segments: Sequence[Segment], step: jax.Array) -> Budget
     return Budget(arithmetic.kept_count(groups, schedule.sparsity(step)), together)
 
 
-def density_floors(min_density: Any, segments: Sequence[Segment]) -> Count:
-    r"""The units that each segment keeps in any case: :math:`\lceil d n \rceil`."""
-    sizes = [segment.units for segment in segments]
-    if is_traced(min_density):
-        return arithmetic.ceiling_count(sizes, min_density)
-    return arithmetic.as_count([least_units(size, min_density) for size in sizes])
-
-
-def channel_floors(min_per_channel: Any, segments: Sequence[Segment]) -> Count:
-    r"""The units that each output channel of a segment keeps in any case.
-
-    .. math:: \min(\lceil m / w \rceil, n / c)
-
-    with m the weights that are to stay, w those that a unit has in a channel, and n / c
-    the units of a channel.
-
-    Args:
-      min_per_channel: m, traced or not.
-      segments: leaves or slices.
-
-    Returns:
-      One count a segment, the same for all of its channels.
-    """
-    if not is_traced(min_per_channel):
-        return arithmetic.as_count(
-            [channel_units(segment, min_per_channel) for segment in segments]
-        )
-    of_channel = np.array([_units_of_channel(each) for each in segments], np.uint32)
-    inputs = np.array([segment.unit_inputs for segment in segments], np.uint32)
-    wanted = jnp.maximum(min_per_channel, 0).astype(jnp.uint32)
-    units = wanted // inputs + (wanted % inputs != 0).astype(jnp.uint32)
-    return arithmetic.from_uint32(jnp.minimum(units, of_channel))
-
-
-def channel_units(segment: Segment, min_per_channel: int) -> int:
-    """The floor of each output channel of one segment as a Python integer.
-
-    Example:
-      >>> channel_units(Segment(80, (10, 8), output_channels=8), min_per_channel=2)
-      2
-    """
-    wanted = -(-min_per_channel // max(segment.unit_inputs, 1))
-    return min(wanted, _units_of_channel(segment))
-
-
-def _channels_total(segment: Segment, min_per_channel: int) -> int:
-    """The units that all output channels of a segment keep in any case."""
-    return channel_units(segment, min_per_channel) * segment.output_channels
-
-
-def _units_of_channel(segment: Segment) -> int:
-    return segment.units // max(segment.output_channels, 1)
-
-
 def kept_units(size: int, sparsity: float) -> int:
     r"""The kept count of one group as a Python integer: :math:`n - round(s n)`.
 
@@ -183,19 +85,6 @@ def kept_units(size: int, sparsity: float) -> int:
     exact = fractions.Fraction(float(np.float32(sparsity)))
     least = min(size, 1) if exact < 1 else 0
     return max(size - round(size * exact), least)  # Python rounds halves to even
-
-
-def least_units(size: int, min_density: Any) -> int:
-    """The floor of one segment as a Python integer.
-
-    The density is the decimal number that it prints as, so that 0.1 of 1,000 is 100,
-    although the float nearest to 0.1 is larger.
-
-    Example:
-      >>> least_units(1_000, 0.1), least_units(7, 0.1)
-      (100, 1)
-    """
-    return math.ceil(size * fractions.Fraction(str(np.asarray(min_density)[()])))
 
 
 def erk_densities(segments: Sequence[Segment], density: Any, most: Any = 1.0) -> Any:
@@ -276,7 +165,7 @@ def final_units(rule: Rule, segments: Sequence[Segment]) -> tuple[int, ...] | No
     else:
         highest = schedule.highest_sparsity
         kept = tuple(kept_units(segment.units, highest) for segment in segments)
-    least = [_channels_total(segment, rule.min_per_channel) for segment in segments]
+    least = [channels_total(segment, rule.min_per_channel) for segment in segments]
     return tuple(map(max, kept, least))
 
 
@@ -290,7 +179,7 @@ def final_total(rule: Rule, segments: Sequence[Segment]) -> int:
     least = sum(
         max(
             least_units(segment.units, rule.min_density),
-            _channels_total(segment, rule.min_per_channel),
+            channels_total(segment, rule.min_per_channel),
         )
         for segment in segments
     )

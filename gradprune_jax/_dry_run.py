@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 
 from gradprune_jax import _paths
-from gradprune_jax._allocation import (
-    LARGEST_LEAF,
-    Segment,
-    final_total,
-    final_units,
-)
+from gradprune_jax._allocation import LARGEST_LEAF, final_total, final_units
 from gradprune_jax._checks import is_traced
 from gradprune_jax._plan import LeafPlan, Plan
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._segments import Segment
 from gradprune_jax._structures import (
     NM,
     Structure,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,11 +16,13 @@ from gradprune_jax import _selection as selection
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
 from gradprune_jax._counting import Units
+from gradprune_jax._floors import channel_floors, density_floors
 from gradprune_jax._magnitudes import ranking_dtype, ranking_keys
 from gradprune_jax._pattern import group_kept, largest_of_groups
 from gradprune_jax._pooling import score_dtype, score_keys
 from gradprune_jax._rules import Rule
-from gradprune_jax._shards import Shard, laid_out_like, parts
+from gradprune_jax._segments import Segment
+from gradprune_jax._shards import Shard, parts
 from gradprune_jax._structures import (
     NM,
     Block,
@@ -31,84 +32,6 @@ from gradprune_jax._structures import (
     leaf_block,
     output_axis,
 )
-
-
-def masks_at_step(
-    rule: Rule,
-    step: jax.Array,
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-    shards: Sequence[Shard],
-) -> list[jax.Array]:
-    """The masks of one rule after a step: new ones if it is an update step.
-
-    Compiled once for each rule, wherever it is called from: outside `jit` a conditional
-    would be compiled anew at every step.
-
-    Args:
-      rule: the rule, with a schedule.
-      step: integer scalar, the step of the schedule.
-      weights: its leaves, in the order of the tree.
-      masks: their masks, bool.
-      shards: where the leaves lie in whole arrays, inside `shard_map`.
-
-    Returns:
-      The masks, bool.
-    """
-    schedule: Any = rule.schedule
-    if schedule.fn is not None and not schedule.is_concrete:
-        # Its function has tracers inside, which no compiled program may keep.
-        return _masks_at_step(rule, shards, step, weights, masks)
-    known, traced = _split(dataclasses.replace(rule, where=None))
-    return _compiled_masks(known, tuple(shards), traced, step, weights, masks)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled_masks(
-    known: Any, shards: tuple[Shard, ...], traced: Any, *arrays: Any
-) -> list[jax.Array]:
-    """:func:`_masks_at_step`, with the traced numbers of the rule as arguments."""
-    return _masks_at_step(_join(known, traced), shards, *arrays)
-
-
-def _masks_at_step(
-    rule: Rule,
-    shards: Sequence[Shard],
-    step: jax.Array,
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-) -> list[jax.Array]:
-    schedule: Any = rule.schedule
-    masks = list(map(laid_out_like, masks, weights))
-    return jax.lax.cond(
-        schedule.is_update_step(step),
-        lambda: update_masks(rule, step, weights, masks, shards),
-        lambda: masks,
-    )
-
-
-def _split(value: Any) -> tuple[Any, Any]:
-    """A rule as a hashable value without its tracers, and the tracers by field."""
-    if is_traced(value):
-        return None, value
-    if not dataclasses.is_dataclass(value):
-        return value, None
-    fields = dataclasses.fields(value)
-    parts = {field.name: _split(getattr(value, field.name)) for field in fields}
-    traced = {name: part[1] for name, part in parts.items() if part[1] is not None}
-    if not traced:
-        return value, None
-    return (type(value), tuple((name, part[0]) for name, part in parts.items())), traced
-
-
-def _join(known: Any, traced: Any) -> Any:
-    """The rule of which :func:`_split` made two."""
-    if traced is None:
-        return known
-    if not isinstance(traced, dict):
-        return traced
-    kind, fields = known
-    return kind(**{name: _join(part, traced.get(name)) for name, part in fields})
 
 
 def update_masks(
@@ -220,11 +143,9 @@ def _select_units(
 ) -> list[jax.Array]:
     """The units of the highest scores: weights, blocks or channels."""
     units = _units(rule, leaves)
-    segments = [
-        allocation.Segment.of_leaf(rule, leaf.shard.shape)
-        for leaf, leaf_units in zip(leaves, units, strict=True)
-        for _ in range(leaf_units.slices)
-    ]
+    segments: list[Segment] = []
+    for leaf, leaf_units in zip(leaves, units, strict=True):
+        segments += [Segment.of_leaf(rule, leaf.shard.shape)] * leaf_units.slices
     budget = allocation.allocate(rule, segments, step)
     units, kept = _with_floors(rule, units, segments, budget)
     selected = selection.top_k(units, kept, together=budget.together)
@@ -237,18 +158,18 @@ def _select_units(
 def _with_floors(
     rule: Rule,
     units: list[Units],
-    segments: Sequence[allocation.Segment],
+    segments: Sequence[Segment],
     budget: allocation.Budget,
 ) -> tuple[list[Units], Count]:
     """The units, those that a floor protects first, and how many to keep with them."""
     least = None
     if _may_be_nonzero(rule.min_per_channel):
-        floors = allocation.channel_floors(rule.min_per_channel, segments)
+        floors = channel_floors(rule.min_per_channel, segments)
         units = _protect(units, _first_of_channels(rule, units, floors))
         channels = np.array([segment.output_channels for segment in segments])
         least = floors._replace(low=floors.low * channels.astype(np.uint32))
     if budget.together and _may_be_nonzero(rule.min_density):
-        floors = allocation.density_floors(rule.min_density, segments)
+        floors = density_floors(rule.min_density, segments)
         least = floors if least is None else arithmetic.maximum(floors, least)
         units = _protect(units, selection.top_k(units, least))
     if least is None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from gradprune_jax import _paths
+from gradprune_jax._absent import (
+    as_arrays,
+    check_given,
+    with_absent,
+    without_absent,
+)
+from gradprune_jax._line_search import forget_losses, of_masked_loss
 from gradprune_jax._magnitudes import wider_dtype
-from gradprune_jax._mask_update import masks_at_step
+from gradprune_jax._rule_step import masks_at_step
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._shards import after, select, shards
@@ -124,7 +129,7 @@ def gradual_prune(
     )
 
     def init_fn(params: optax.Params) -> GradualPruneState:
-        _check_given(params)
+        check_given(params)
         leaves: list[Any]
         treedef: Any
         leaves, treedef = jax.tree.flatten(params)
@@ -145,7 +150,7 @@ def gradual_prune(
     ) -> tuple[optax.Updates, GradualPruneState]:
         del extra_args
         _check_state(state, GradualPruneState)
-        params, masks_tree = _without_absent(updates, params, state.masks)
+        params, masks_tree = without_absent(updates, params, state.masks)
         leaves: list[Any]
         treedef: Any
         leaves, treedef = jax.tree.flatten(params)
@@ -168,7 +173,7 @@ def gradual_prune(
                 if position + 1 < len(rules):
                     step = after(step, new, placement)
         new_updates = _map_pruned(_zero_pruned, treedef, masks, params, updates)
-        new_masks = _with_absent(updates, treedef.unflatten(masks), state.masks)
+        new_masks = with_absent(updates, treedef.unflatten(masks), state.masks)
         count = optax.safe_increment(state.count)
         return new_updates, GradualPruneState(count, new_masks)
 
@@ -250,8 +255,8 @@ def with_gradual_prune(
         **extra_args: Any,
     ) -> tuple[optax.Updates, WithGradualPruneState]:
         _check_state(state, WithGradualPruneState)
-        params = _as_arrays(params)
-        present, masks_tree = _without_absent(updates, params, state.prune_state.masks)
+        params = as_arrays(params)
+        present, masks_tree = without_absent(updates, params, state.prune_state.masks)
         treedef = jax.tree.structure(present)
         masks = masks_by_leaf(masks_tree, present)
 
@@ -262,10 +267,10 @@ def with_gradual_prune(
             mask_tree(updates),
             state.inner_state,
             params,
-            **_of_masked_loss(extra_args, mask_tree),
+            **of_masked_loss(extra_args, mask_tree),
         )
         updates, prune_state = prune.update(updates, state.prune_state, params)
-        inner_state = _forget_losses(inner_state, rules, state.prune_state.count)
+        inner_state = forget_losses(inner_state, rules, state.prune_state.count)
         return updates, WithGradualPruneState(inner_state, prune_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -319,136 +324,6 @@ def _fitting(what: str, name: str, weight: jax.Array, array: Any) -> jax.Array:
             f"and has shape {weight.shape}."
         )
     return jnp.asarray(array)
-
-
-def _of_masked_loss(
-    extra_args: dict[str, Any], mask_tree: Callable[[Any], Any]
-) -> dict[str, Any]:
-    r"""What a line search is given, of the loss of the masked parameters.
-
-    .. math:: f_m(p) = f(m \odot p), \qquad \nabla f_m = m \odot \nabla f
-
-    The step ends at masked parameters, so what it finds is true of them.
-    """
-    masked = dict(extra_args)
-    if masked.get("grad") is not None:
-        masked["grad"] = mask_tree(masked["grad"])
-    value_fn = masked.get("value_fn")
-    if callable(value_fn):
-
-        @functools.wraps(value_fn)  # optax asks for its arguments by name
-        def masked_value_fn(params: Any, *args: Any, **kwargs: Any) -> Any:
-            return value_fn(mask_tree(params), *args, **kwargs)
-
-        masked["value_fn"] = masked_value_fn
-    return masked
-
-
-def _forget_losses(inner_state: Any, rules: Sequence[Rule], step: jax.Array) -> Any:
-    """The state of a line search without a loss that new masks have made untrue.
-
-    ``optax.value_and_grad_from_state`` evaluates the loss again where it is infinite.
-    """
-    schedules: list[Any] = [rule.schedule for rule in rules if rule.schedule]
-
-    def has_loss(node: Any) -> bool:
-        return {"value", "grad"} <= set(getattr(node, "_fields", ()))
-
-    def forget(node: Any) -> Any:
-        if not has_loss(node):
-            return node
-        changed = [schedule.is_update_step(step) for schedule in schedules]
-        unknown = jnp.full_like(node.value, jnp.inf)
-        is_stale = functools.reduce(jnp.logical_or, changed, jnp.bool_(False))
-        return node._replace(value=jnp.where(is_stale, unknown, node.value))
-
-    return jax.tree.map(forget, inner_state, is_leaf=has_loss)
-
-
-def _is_none(node: Any) -> bool:
-    return node is None
-
-
-def _without_absent(updates: Any, params: Any, masks: Any) -> tuple[Any, Any]:
-    """Parameters and masks without what has no update, as optax takes it.
-
-    Equinox differentiates only the arrays of a model: the update of its functions, and
-    of what is frozen, is None.
-
-    Args:
-      updates: the updates, None for leaves that have none.
-      params: the parameters, NumPy's arrays or JAX's.
-      masks: those of the state.
-
-    Returns:
-      Parameters, JAX's arrays, and masks: None in the place of what has no update.
-
-    Raises:
-      ValueError: if parameters or updates are missing, if the trees do not fit, or a
-        pruned leaf has no update.
-    """
-    _check_given(params)
-    if updates is None:
-        raise ValueError(
-            "the updates are None: call tx.update(updates, state, params)."
-        )
-    leaves: list[Any]
-    treedef: Any
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
-    if not any(map(_is_none, leaves)):
-        return _as_arrays(params), masks
-    try:
-        owners, own_masks = map(treedef.flatten_up_to, (params, masks))
-    except ValueError as error:
-        raise ValueError(
-            f"the updates' tree does not fit the parameters' or the masks': {error}"
-        ) from None
-    names = _paths.named_leaves(treedef.unflatten(range(len(leaves))))
-    for name, update, mask in zip(names, leaves, own_masks, strict=True):
-        if update is None and jax.tree.leaves(mask):
-            raise ValueError(
-                f"{name.name!r} is pruned but its update is None. To leave it as it "
-                "is, leave it dense: Rule(None, where=...)."
-            )
-    present = [update is not None for update in leaves]
-
-    def keep(items: Sequence[Any]) -> Any:
-        pairs = zip(items, present, strict=True)
-        return treedef.unflatten([item if kept else None for item, kept in pairs])
-
-    return _as_arrays(keep(owners)), keep(own_masks)
-
-
-def _with_absent(updates: Any, masks: Any, old_masks: Any) -> Any:
-    """New masks, and the old ones of what has no update."""
-    leaves: list[Any]
-    treedef: Any
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=_is_none)
-    if not any(map(_is_none, leaves)):
-        return masks
-    new, old = map(treedef.flatten_up_to, (masks, old_masks))
-    return treedef.unflatten(
-        [
-            before if update is None else after
-            for update, before, after in zip(leaves, old, new, strict=True)
-        ]
-    )
-
-
-def _as_arrays(params: Any) -> Any:
-    """The parameters with NumPy's arrays as JAX's, in a dtype that JAX computes in."""
-
-    def as_array(leaf: Any) -> Any:
-        return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-    return jax.tree.map(as_array, params)
-
-
-def _check_given(params: Any) -> None:
-    if params is None:
-        raise ValueError(
-            "pruning needs the parameters: call tx.update(updates, state, params)."
-        )
 
 
 def _check_state(state: Any, kind: type) -> None:

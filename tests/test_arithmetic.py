@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradprune_jax import _arithmetic as arithmetic
-from gradprune_jax._allocation import kept_units, least_units
+from gradprune_jax._allocation import kept_units
 from gradprune_jax._division import leading_quotient
+from gradprune_jax._floors import least_units
 from tests import oracle
 
 sizes = st.lists(st.integers(0, 2**48), min_size=8, max_size=8)

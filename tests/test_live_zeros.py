@@ -15,6 +15,7 @@ import pytest
 import gradprune_jax as gp
 from gradprune_jax import _allocation as allocation
 from gradprune_jax import _arithmetic as arithmetic
+from gradprune_jax._segments import Segment
 from tests import oracle
 
 SCHEDULE = gp.polynomial_schedule(0.75, 0, 4, every=1)
@@ -52,7 +53,7 @@ def kept_by(rule, step):
         pruned = (rule.structure.of - rule.structure.keep) * progress
         return rule.structure.of - int(pruned)
     if rule.allocation == "erk":
-        segments = [allocation.Segment.of_leaf(rule, s) for s in SHAPES.values()]
+        segments = [Segment.of_leaf(rule, s) for s in SHAPES.values()]
         budget = allocation.allocate(rule, segments, jnp.int32(step))
         return list(arithmetic.as_integer(budget.kept))
     return None
