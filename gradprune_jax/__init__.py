@@ -9,6 +9,7 @@ from gradprune_jax._inspection import check_pruned as check_pruned
 from gradprune_jax._inspection import dead_channels as dead_channels
 from gradprune_jax._inspection import metrics as metrics
 from gradprune_jax._inspection import sparsity as sparsity
+from gradprune_jax._keep_masks import keep_masks as keep_masks
 from gradprune_jax._masks import apply_masks as apply_masks
 from gradprune_jax._masks import get_masks as get_masks
 from gradprune_jax._masks import masks_from_params as masks_from_params

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _paths
+from gradprune_jax._shards import laid_out_like
 
 
 class GradualPruneState(NamedTuple):
@@ -79,3 +81,26 @@ def masks_by_leaf(masks: Any, params: Any) -> list[Any]:
         if not is_dense(mask):
             check_fits(leaf.name, leaf.value, mask)
     return by_leaf
+
+
+@jax.jit
+def mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
+    """A mask of a leaf, by default one that keeps everything, laid out as the leaf is.
+
+    Under jit in automatic sharding mode a constant has no layout to inherit. A select
+    that XLA cannot decide before it partitions the program ties it to the parameter.
+    """
+    never = jax.lax.optimization_barrier(jnp.zeros([], bool))
+    kept = jnp.ones_like(leaf, dtype=bool)
+    if mask is not True:
+        kept = laid_out_like(mask, kept)
+    return jnp.where(never, jnp.isnan(leaf), kept)
+
+
+def check_state(state: Any, kind: type) -> None:
+    """Refuses a state that is not one of this library."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"the state is a {type(state).__name__}; it must be the {kind.__name__} "
+            "that init made. Was it restored without its structure?"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -18,19 +18,21 @@ from gradprune_jax._absent import (
     without_absent,
 )
 from gradprune_jax._line_search import forget_losses, of_masked_loss
-from gradprune_jax._magnitudes import wider_dtype
 from gradprune_jax._rule_step import masks_at_step
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._shards import after, select, shards
+from gradprune_jax._shards import after, shards
 from gradprune_jax._state import (
     GradualPruneState,
     WithGradualPruneState,
+    check_state,
     is_dense,
+    mask_like,
     masks_by_leaf,
 )
 from gradprune_jax._structures import Structure
 from gradprune_jax._weights import warn_of_dense_weights
+from gradprune_jax._zeroing import map_pruned, mask_gradient, zero_pruned
 
 ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
 
@@ -137,7 +139,7 @@ def gradual_prune(
         assigned = assign(rules, params, [shard.shape for shard in placement])
         warn_of_dense_weights(rules, params, assigned)
         masks = [
-            optax.MaskedNode() if position is None else _all_kept(leaf)
+            optax.MaskedNode() if position is None else mask_like(leaf)
             for leaf, position in zip(leaves, assigned, strict=True)
         ]
         return GradualPruneState(jnp.zeros([], jnp.int32), treedef.unflatten(masks))
@@ -149,7 +151,7 @@ def gradual_prune(
         **extra_args: Any,
     ) -> tuple[optax.Updates, GradualPruneState]:
         del extra_args
-        _check_state(state, GradualPruneState)
+        check_state(state, GradualPruneState)
         params, masks_tree = without_absent(updates, params, state.masks)
         leaves: list[Any]
         treedef: Any
@@ -172,7 +174,7 @@ def gradual_prune(
                 masks = _replaced(masks, own, new)
                 if position + 1 < len(rules):
                     step = after(step, new, placement)
-        new_updates = _map_pruned(_zero_pruned, treedef, masks, params, updates)
+        new_updates = map_pruned(zero_pruned, treedef, masks, params, updates)
         new_masks = with_absent(updates, treedef.unflatten(masks), state.masks)
         count = optax.safe_increment(state.count)
         return new_updates, GradualPruneState(count, new_masks)
@@ -254,14 +256,14 @@ def with_gradual_prune(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, WithGradualPruneState]:
-        _check_state(state, WithGradualPruneState)
+        check_state(state, WithGradualPruneState)
         params = as_arrays(params)
         present, masks_tree = without_absent(updates, params, state.prune_state.masks)
         treedef = jax.tree.structure(present)
         masks = masks_by_leaf(masks_tree, present)
 
         def mask_tree(tree: Any) -> Any:
-            return _map_pruned(_mask_gradient, treedef, masks, present, tree)
+            return map_pruned(mask_gradient, treedef, masks, present, tree)
 
         updates, inner_state = inner.update(
             mask_tree(updates),
@@ -274,83 +276,6 @@ def with_gradual_prune(
         return updates, WithGradualPruneState(inner_state, prune_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-@jax.jit
-def _all_kept(leaf: jax.Array) -> jax.Array:
-    """A mask that keeps everything, laid out over devices like its parameter.
-
-    Under jit in automatic sharding mode a constant has no layout to inherit. A select
-    that XLA cannot decide before it partitions the program ties it to the parameter.
-    """
-    never = jax.lax.optimization_barrier(jnp.zeros([], bool))
-    return jnp.where(never, jnp.isnan(leaf), jnp.ones_like(leaf, dtype=bool))
-
-
-def _zero_pruned(
-    name: str, mask: jax.Array, weight: jax.Array, update: jax.Array
-) -> jax.Array:
-    """The update where the weight lives, minus the weight where it is pruned.
-
-    A select, not a product: a product keeps NaN, makes -0.0, and rounds live weights.
-    In the wider of the two dtypes, or the weight would not cancel to the last bit.
-    """
-    update = _fitting("update", name, weight, update)
-    try:
-        dtype = wider_dtype(weight.dtype, update.dtype)
-    except ValueError:
-        raise ValueError(
-            f"{name!r} has dtype {weight.dtype} and its update {update.dtype}; "
-            "8-bit floats are not promoted, so cast the update to the parameter's "
-            "dtype before gradual_prune."
-        ) from None
-    return select(mask, update.astype(dtype), -weight.astype(dtype))
-
-
-def _mask_gradient(
-    name: str, mask: jax.Array, weight: jax.Array, gradient: jax.Array
-) -> jax.Array:
-    """The gradient where the weight lives, zero where it is pruned."""
-    gradient = _fitting("gradient", name, weight, gradient)
-    return select(mask, gradient, jnp.zeros_like(gradient))
-
-
-def _fitting(what: str, name: str, weight: jax.Array, array: Any) -> jax.Array:
-    """The update or gradient of a pruned leaf, refused if it has another shape."""
-    shape = getattr(array, "shape", None)
-    if shape != weight.shape:
-        raise ValueError(
-            f"the {what} of {name!r} has shape {shape}, but the parameter is pruned "
-            f"and has shape {weight.shape}."
-        )
-    return jnp.asarray(array)
-
-
-def _check_state(state: Any, kind: type) -> None:
-    if not isinstance(state, kind):
-        raise ValueError(
-            f"the state is a {type(state).__name__}; it must be the {kind.__name__} "
-            "that init made. Was it restored without its structure?"
-        )
-
-
-def _map_pruned(
-    fn: Callable[..., jax.Array], treedef: Any, masks: Any, params: Any, updates: Any
-) -> Any:
-    """The updates with `fn(name, mask, weight, update)` applied to pruned leaves."""
-    try:
-        update_leaves = treedef.flatten_up_to(updates)
-    except ValueError as error:
-        raise ValueError(
-            f"the updates' tree does not fit the parameters': {error}"
-        ) from None
-    leaves = _paths.named_leaves(params)
-    return treedef.unflatten(
-        [
-            update if is_dense(mask) else fn(leaf.name, mask, leaf.value, update)
-            for leaf, mask, update in zip(leaves, masks, update_leaves, strict=True)
-        ]
-    )
 
 
 def _check_rules(
