@@ -9,7 +9,7 @@ from gradprune_jax import _folding
 from gradprune_jax._axes import advice
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import Channel, Structure, by
-from gradprune_jax._weights import some_of
+from gradprune_jax._weights import share, some_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,8 @@ class Plan:
             elif units is not None:  # blocks of several sizes
                 about = "about "
                 own = self._of_rule(position)
-                share = units / max(sum(leaf.units for leaf in own), 1)
-                total += round(share * sum(leaf.size for leaf in own))
+                part = units / max(sum(leaf.units for leaf in own), 1)
+                total += round(part * sum(leaf.size for leaf in own))
         weights = sum(leaf.size for leaf in self.leaves)
         return (
             f"total: {about}{total:,} of {weights:,} weights kept; masks take "
@@ -176,10 +176,11 @@ class Plan:
             return []
         rows = sorted(_folding.fold(missed), key=_size, reverse=True)
         weights = sum(leaf.size for leaf in self.leaves)
-        share = 100 * sum(leaf.size for leaf in missed) / max(weights, 1)
+        dense = sum(leaf.size for leaf in missed)
         return [
             "left dense though they have two axes or more: "
-            f"{some_of([row.path for row in rows])} ({share:.2g} % of the weights)"
+            f"{some_of([row.path for row in rows])} "
+            f"({share(dense, weights)} of all weights)"
         ]
 
     def _of_rule(self, position: int) -> list[LeafPlan]:

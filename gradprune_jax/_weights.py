@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+import types
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,7 +60,13 @@ WEIGHT_NAMES = frozenset(
 
 # Equinox and haliax call the scale of a norm `weight`, which layers stacked by
 # `filter_vmap` or `Stacked` give two axes: there the name of the layer decides.
-_NORMS = re.compile(r".*norm.*|(ln|bn)_?[0-9a-z]?", re.IGNORECASE)
+# `norm` ends a word there: `input_layernorm`, `RMSNorm_0`, but not `normal_proj`.
+_NORMS = re.compile(r".*(?i:norm(ali[sz]ation|s)?)(?![a-z]).*|(?i:(ln|bn)_?[0-9a-z]?)")
+
+
+# What a user's call of `init` passes through. `skip_file_prefixes` of Python 3.12 would
+# need the folders of these.
+_LIBRARIES = frozenset({"gradprune_jax", "optax", "jax", "flax", "contextlib"})
 
 
 def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
@@ -82,8 +90,8 @@ def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     :func:`plan` shows what else of two or more axes a model has.
 
     Args:
-      path: the keys that lead to the leaf. A number at its end, the place in a list,
-        has no part in the name.
+      path: the keys that lead to the leaf. Numbers, places in a list, have no part in
+        the names.
       leaf: anything with a `shape` and a `dtype`.
 
     Returns:
@@ -97,9 +105,7 @@ def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     if not _is_matrix(leaf):
         return False
     # A key may hold a whole path (`dense/kernel` in Keras).
-    keys = _paths.join(path).split("/")
-    while keys and keys[-1].isdecimal():
-        keys.pop()
+    keys = [key for key in _paths.join(path).split("/") if not key.isdecimal()]
     *layers, name = keys or [""]
     is_scale = name == "weight" and layers and _NORMS.fullmatch(layers[-1])
     return name in WEIGHT_NAMES and not is_scale
@@ -149,13 +155,27 @@ def warn_of_dense_weights(
     if dense <= pruned:
         return
     warnings.warn(
-        f"the default rule leaves {dense / (dense + pruned):.0%} of the weights dense "
-        "that lie in leaves of two axes or more, because it does not know their names: "
+        f"the default rule leaves {share(dense, dense + pruned)} of the weights dense "
+        "(of those in leaves of two axes or more that no rule keeps dense), because it "
+        "does not know their names: "
         f"{some_of([leaf.name for leaf in missed])}. Give where, a regular expression "
         "for the paths of what is to be pruned; a rule before it, Rule(None, "
         "where=...), says what is to stay dense.",
-        stacklevel=3,
+        stacklevel=_level_of_user(),
     )
+
+
+def _level_of_user() -> int:
+    """The `stacklevel` of the first frame that is no library's, for its caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and _package(frame) in _LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package(frame: types.FrameType) -> str:
+    """The package whose code runs in a frame."""
+    return frame.f_globals.get("__name__", "").partition(".")[0]
 
 
 def some_of(names: Sequence[str], most: int = 3) -> str:
@@ -167,6 +187,21 @@ def some_of(names: Sequence[str], most: int = 3) -> str:
     """
     shown = ", ".join(map(repr, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def share(part: int, whole: int) -> str:
+    """A share in per cent; only what is nothing is 0 %, only what is all is 100 %.
+
+    Example:
+      >>> share(2, 3), share(1, 10_000), share(9_999, 10_000)
+      ('66.7 %', 'less than 0.1 %', 'more than 99.9 %')
+    """
+    percent = 100 * part / max(whole, 1)
+    if 0 < percent < 0.1:
+        return "less than 0.1 %"
+    if 99.9 < percent < 100:
+        return "more than 99.9 %"
+    return f"{round(percent, 1):g} %"
 
 
 def _is_matrix(leaf: Any) -> bool:

@@ -107,7 +107,7 @@ def test_a_plan_ends_with_the_weights_that_no_rule_matches():
     plan = gp.plan(SCHEDULE, params)
     assert str(plan).splitlines()[-1] == (
         "left dense though they have two axes or more: 'mlp/{0..3}/mystery', 'probe' "
-        "(64 % of the weights)"
+        "(64.3 % of all weights)"
     )
     assert [leaf.path for leaf in plan.leaves if leaf.is_missed] == [
         *(f"mlp/{i}/mystery" for i in range(4)),
@@ -120,6 +120,21 @@ def test_a_plan_ends_with_the_weights_that_no_rule_matches():
         gp.plan(SCHEDULE, {"kernel": jnp.ones((2, 2)), "ids": jnp.ones((2, 2), int)}),
     ):
         assert str(on_purpose).splitlines()[-1].startswith("total: ")
+
+
+@pytest.mark.parametrize(
+    ("missed", "share"),
+    [
+        (999_000, "99.9 %"),
+        (999_999, "more than 99.9 %"),
+        (1_000, "0.1 %"),
+        (1, "less than 0.1 %"),
+    ],
+)
+def test_shares_are_never_rounded_to_nothing_or_to_all(missed, share):
+    params = shapes_of({"kernel": (1, 1_000_000 - missed), "mystery": (1, missed)})
+    last_line = str(gp.plan(SCHEDULE, params)).splitlines()[-1]
+    assert last_line.endswith(f"'mystery' ({share} of all weights)")
 
 
 PATTERN = {"structure": gp.NM(2, 4)}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 import gradprune_jax as gp
 from gradprune_jax._rules import assign
@@ -153,6 +154,9 @@ def test_default_leaves_attention_biases_and_stacked_norms_dense():
         ("experts/wo", (3, 8, 4)),
         ("experts/gate_proj", (3, 4, 8)),  # tunix
         ("mlp/linear/weight/0", (8, 4)),  # haliax, whose arrays have no key
+        ("normal_proj/weight", (8, 4)),  # words that are no norm
+        ("abnormal/weight", (8, 4)),
+        ("enormous/weight", (8, 4)),
     ],
 )
 def test_the_default_knows_the_names_of_libraries(path, shape):
@@ -174,10 +178,18 @@ def test_the_default_knows_the_names_of_libraries(path, shape):
         "vision/pos_embedding",
         "relpos_bias/rel_embedding",
         "dense/lora_kernel_a",
-        "blocks/norm/weight",
         "blocks/ln_1/weight",
         "blocks/input_layernorm/weight/0",
         "bn2/weight",
+        "blocks/norm/weight",
+        "layer_norm/weight",
+        "LayerNorm_0/weight",
+        "rms_norm/weight",
+        "RMSNorm/weight",
+        "BatchNorm2d_1/weight",
+        "norm1/weight",
+        "norms/0/weight",
+        "normalization/weight",
         "0/1",
         "",
     ],
@@ -213,7 +225,10 @@ def test_a_warning_where_the_default_leaves_most_weights_dense():
         for name, shape in shapes.items()
     }
     (message,) = dense_warnings([gp.Rule(SCHEDULE)], params)
-    assert "leaves 60% of the weights dense" in message
+    assert (
+        "leaves 60 % of the weights dense (of those in leaves of two axes or more that "
+        "no rule keeps dense)"
+    ) in message
     assert "'q', 'k'. Give where" in message
     for rules in (
         [gp.Rule(SCHEDULE, where="kernel")],  # as it was told
@@ -232,9 +247,39 @@ def test_init_warns_once_and_reads_no_values():
         gp.gradual_prune(SCHEDULE).init,
         jax.jit(gp.gradual_prune(SCHEDULE).init),
     ):
-        with pytest.warns(UserWarning, match="leaves 80% of the weights.*'q'") as found:
+        with pytest.warns(
+            UserWarning, match="leaves 80 % of the weights.*'q'"
+        ) as found:
             init(params)
         assert len(found) == 1
+
+
+def test_a_warning_never_says_all_where_something_is_pruned():
+    params = {
+        "kernel": jax.ShapeDtypeStruct((1, 1), jnp.float32),
+        "q": jax.ShapeDtypeStruct((1_000, 10_000), jnp.float32),
+    }
+    (message,) = dense_warnings([gp.Rule(SCHEDULE)], params)
+    assert "leaves more than 99.9 % of the weights dense" in message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda init, params: init(params),
+        lambda init, params: jax.jit(init)(params),
+        jax.eval_shape,
+        lambda init, params: TrainState.create(
+            apply_fn=None, params=params, tx=optax.GradientTransformation(init, None)
+        ),
+    ],
+)
+def test_the_warning_points_to_the_line_of_the_user(call):
+    tx = optax.chain(optax.adam(1e-3), gp.gradual_prune(SCHEDULE))
+    params = {"kernel": jnp.ones((2, 2)), "q": jnp.ones((4, 4))}
+    with pytest.warns(UserWarning, match="of the weights dense") as found:
+        call(tx.init, params)
+    assert found[0].filename == __file__
 
 
 def test_many_dense_weights_are_named_by_the_largest():
