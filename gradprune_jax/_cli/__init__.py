@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,17 @@ if TYPE_CHECKING:
 
 # Those that the extra brings; without one of them no command is offered.
 _LIBRARIES = ("click", "matplotlib", "rich", "safetensors", "zstandard")
+
+# Those that end a run; Windows has no SIGHUP.
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if hasattr(signal, name)
+]
+
+
+class _Ended(SystemExit):
+    """The end of a run by a signal; its code is the exit status."""
 
 
 def main() -> None:
@@ -28,15 +41,22 @@ def main() -> None:
         )
         sys.exit(2)
     _end_cleanly()
-    group(prog_name="gradprune")
+    try:
+        group(prog_name="gradprune")
+    except _Ended as ended:
+        # Not by sys.exit: it takes Python away from XLA's threads, which may still
+        # compute, and crash then.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(int(ended.code or 1))
 
 
 def _end_cleanly() -> None:
-    """Lets a run that is terminated tidy up, and one that fails say so and no more."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
+    """Lets a run that is ended tidy up, and one that fails say so and no more."""
+    for number in _SIGNALS:
         # What is ignored, as under nohup, stays so.
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end)
     sys.unraisablehook = _say_unraisable
 
@@ -44,8 +64,9 @@ def _end_cleanly() -> None:
 def _end(number: int, frame: Any) -> None:
     """Ends the run by an exception, so that temporary files are removed."""
     del frame
-    signal.signal(number, signal.SIG_IGN)  # the tidying is not ended too
-    sys.exit(128 + number)
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # the tidying is not ended too
+    raise _Ended(128 + number)
 
 
 def _say_unraisable(unraisable: Any) -> None:
