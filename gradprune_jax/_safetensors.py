@@ -185,9 +185,13 @@ def entry_nbytes(name: str, spec: Spec, begin: int) -> int:
     return spec.nbytes + len(_dumped({name: _entry(spec, begin)})) - 1  # a comma
 
 
-def check_dtypes(specs: Mapping[str, Spec]) -> None:
-    """Refuses arrays of which safetensors does not hold the dtype."""
+def check_storable(specs: Mapping[str, Spec]) -> None:
+    """Refuses arrays of which safetensors does not hold the name or the dtype."""
     for name, spec in specs.items():
+        if any("\ud800" <= sign <= "\udfff" for sign in name):
+            raise ValueError(
+                f"{name!r} has a lone surrogate, which UTF-8 does not hold; rename it."
+            )
         if spec.dtype.name not in _NAMES:
             raise ValueError(
                 f"{name!r} is {spec.dtype}, which safetensors does not hold."
@@ -198,7 +202,7 @@ def _header(
     specs: Mapping[str, Spec], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
     """The header of a file, and the places of its arrays after the header."""
-    check_dtypes(specs)
+    check_storable(specs)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     places = {}
     end = 0
@@ -221,7 +225,7 @@ def _entry(spec: Spec, begin: int) -> dict[str, Any]:
 
 
 def _dumped(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, separators=(",", ":")).encode()
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _by_width(item: tuple[str, Spec]) -> tuple[int, str]:

@@ -182,7 +182,7 @@ class _Contents:
         packed: dict[str, str] = {}
         specs: dict[str, Spec] = {}
         dense = {name: array.spec for name, array in arrays.items()}
-        _safetensors.check_dtypes(dense)
+        _safetensors.check_storable(dense)
         end = sum(spec.nbytes for spec in dense.values())
         total = 0
         for name, array in arrays.items():
@@ -232,8 +232,8 @@ def _is_sparse(spec: Spec, nonzero: int, max_density: float) -> bool:
 
 def _packed_nbytes(stem: str, parts: Mapping[str, Spec], end: int) -> int:
     """The bytes that an array's parts add to a file of `end` bytes, at most."""
-    listed = len(json.dumps(json.dumps(stem)))  # in a list within the metadata
-    return listed + sum(
+    listed = _utf8_json(_utf8_json(stem))  # in a list within the metadata
+    return len(listed.encode()) + sum(
         _safetensors.entry_nbytes(name, spec, end) for name, spec in parts.items()
     )
 
@@ -259,4 +259,9 @@ def _metadata(
     # Readers take arrays of such names for parts, if nothing says that they are none.
     if not listed and not any(name.endswith(f".{_PARTS[0]}") for name in names):
         return {}
-    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: json.dumps(listed)}
+    return {_LAYOUT: layout, _VERSION: __version__, SPARSE: _utf8_json(listed)}
+
+
+def _utf8_json(value: Any) -> str:
+    """JSON in which a letter is one letter, whatever its alphabet."""
+    return json.dumps(value, ensure_ascii=False)

@@ -118,6 +118,28 @@ def test_no_file_is_larger_than_a_dense_one(tmp_path, layout):
     assert 0.2 < np.mean(smaller) < 0.8
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_names_of_any_alphabet_make_no_file_larger(tmp_path, count):
+    for live in (0, 1):  # sparse, and dense
+        weights = np.full((3, 200), live, np.float32)
+        params = {f"層{i}/κernel": weights for i in range(count)}
+        export.save_sparse(tmp_path / "out", params, overwrite=True)
+        plain = dense_nbytes(tmp_path, params)
+        size = (tmp_path / "out").stat().st_size
+        assert size == plain if live else size < plain
+        loaded = safetensors.numpy.load_file(tmp_path / "out")
+        assert "層0/κernel" + (".bitmask" if not live else "") in loaded
+        assert_same_bits(export.load_sparse(tmp_path / "out")["層0"]["κernel"], weights)
+
+
+@pytest.mark.parametrize("layout", ["sparse-bitmask", "compressed-tensors"])
+def test_a_name_that_is_no_text_is_refused(tmp_path, layout):
+    params = {"a\ud800": np.zeros((8, 99), np.float32)}
+    with pytest.raises(ValueError, match=r"'a\\ud800\S*' has a lone surrogate"):
+        export.save_sparse(tmp_path / "out", params, layout=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_each_array_is_sparse_only_if_that_is_smaller(tmp_path):
     """Its entries in the header count."""
     large = np.zeros((64, 640), np.float32)

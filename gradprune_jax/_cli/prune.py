@@ -66,7 +66,7 @@ def prune(
     ):
         opened = dataclasses.replace(opened, arrays=arrays)
         with blaming(checkpoint):
-            _safetensors.check_dtypes({n: a.spec for n, a in opened.named.items()})
+            _safetensors.check_storable({n: a.spec for n, a in opened.named.items()})
             pruned = _prune(rule, opened)
             specs = {name: array.spec for name, array in pruned.items()}
             contents = _counted(pruned, counts)
