@@ -132,7 +132,7 @@ class Rule:
 
     def selects(self, leaf: _paths.Leaf) -> bool:
         """Whether the rule matches a leaf of a tree, by its path, shape and dtype."""
-        if not hasattr(leaf.value, "shape") or not hasattr(leaf.value, "dtype"):
+        if not _is_array(leaf.value):
             return False  # a Python number or a function is no parameter
         # Rules see shape and dtype alone: values are tracers here, and inside
         # `optax.masked` the same rule is asked about updates in place of parameters.
@@ -192,7 +192,11 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
 
 
 def assign(
-    rules: Sequence[Rule], tree: Any, shapes: Sequence[tuple[int, ...]] | None = None
+    rules: Sequence[Rule],
+    tree: Any,
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    *,
+    all_match: bool = True,
 ) -> list[int | None]:
     """The rule of each leaf: the first that matches.
 
@@ -200,6 +204,7 @@ def assign(
       rules: the rules, in order.
       tree: parameters, arrays or their shapes (`jax.eval_shape`).
       shapes: the shapes of whole leaves, where the tree has local pieces of them.
+      all_match: whether every rule must match a leaf.
 
     Returns:
       For each leaf, in the order of `jax.tree.leaves`, the position of the rule that
@@ -215,7 +220,7 @@ def assign(
     ]
     winners = [positions[0] if positions else None for positions in matches]
     # optax.tree.map_params calls `init` on a placeholder without leaves.
-    for position in range(len(rules) if leaves else 0):
+    for position in range(len(rules) if leaves and all_match else 0):
         if not any(position in positions for positions in matches):
             raise ValueError(_unmatched(position, rules[position], leaves))
     assigned = [
@@ -241,6 +246,13 @@ def selected_leaves(rule: Rule, tree: Any) -> list[int]:
 
 def _unmatched(position: int, rule: Rule, leaves: Sequence[_paths.Leaf]) -> str:
     """The error for a rule that matches no leaf, with the paths that were near."""
+    number = _in_place_of_array(rule, leaves)
+    if number is not None:
+        return (
+            f"rule {position} ({rule}) matches no parameter. {number.name!r} is a "
+            f"Python {type(number.value).__name__} and no array; make numbers, or the "
+            "list that holds them, an array: jnp.asarray(...)."
+        )
     names = [leaf.name for leaf in leaves]
     match rule.where:
         case None:
@@ -263,6 +275,22 @@ def _unmatched(position: int, rule: Rule, leaves: Sequence[_paths.Leaf]) -> str:
         f"rule {position} ({rule}) matches no parameter. {reason} The closest paths "
         f"are: {', '.join(map(repr, closest))}."
     )
+
+
+def _in_place_of_array(rule: Rule, leaves: Sequence[_paths.Leaf]) -> _paths.Leaf | None:
+    """A leaf that is no array, where this is why the rule matches nothing."""
+    no_arrays = [leaf for leaf in leaves if not _is_array(leaf.value)]
+    if isinstance(rule.where, str):
+        for leaf in no_arrays:
+            if rule.where == leaf.name or re.fullmatch(rule.where, leaf.name):
+                return leaf
+        return None
+    return no_arrays[0] if len(no_arrays) == len(leaves) else None
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a leaf has the shape and dtype of an array, or of one that will be."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _is_nonzero(value: Any) -> bool:

@@ -111,6 +111,17 @@ def test_bad_arguments_are_refused():
             gp.prune(make_params(), **arguments)
 
 
+@pytest.mark.parametrize("where", [None, ".*", "kernel/0/0", lambda path, leaf: True])
+def test_python_numbers_in_place_of_an_array_are_named(where):
+    with pytest.raises(ValueError, match="matches no parameter") as error:
+        gp.prune({"kernel": [[1.0, 2.0]]}, 0.5, where=where)
+    assert "'kernel/0/0' is a Python float and no array" in str(error.value)
+    assert "jnp.asarray" in str(error.value)
+    assert "whole path" not in str(error.value)
+    with pytest.raises(ValueError, match="whole path"):
+        gp.prune({"kernel": np.ones((2, 2)), "epsilon": 1e-6}, 0.5, where="none")
+
+
 def test_dead_channels_are_named():
     params = {"kernel": np.ones((3, 4, 5), np.float32), "scale": np.zeros(5)}
     params["kernel"][..., 2] = -0.0
