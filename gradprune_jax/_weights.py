@@ -105,10 +105,24 @@ def is_weight(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     if not _is_matrix(leaf):
         return False
     # A key may hold a whole path (`dense/kernel` in Keras).
-    keys = [key for key in _paths.join(path).split("/") if not key.isdecimal()]
-    *layers, name = keys or [""]
+    *layers, name = _names(_paths.join(path))
     is_scale = name == "weight" and layers and _NORMS.fullmatch(layers[-1])
     return name in WEIGHT_NAMES and not is_scale
+
+
+def last_name(path: str) -> str:
+    """The name of a leaf, without numbers after it, which are places in a list.
+
+    Example:
+      >>> last_name("mlp/linear/weight/0")
+      'weight'
+    """
+    return _names(path)[-1]
+
+
+def _names(path: str) -> list[str]:
+    """The keys of a printed path that are no numbers, at least one."""
+    return [key for key in path.split("/") if not key.isdecimal()] or [""]
 
 
 def unmatched_matrices(rules: Sequence[Rule], tree: Any) -> list[_paths.Leaf]:
@@ -185,8 +199,13 @@ def some_of(names: Sequence[str], most: int = 3) -> str:
       >>> some_of(["a/w", "b/w", "c/w"], most=2)
       "'a/w', 'b/w' and 1 more"
     """
-    shown = ", ".join(map(repr, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    return first_of([*map(repr, names)], most)
+
+
+def first_of(texts: Sequence[str], most: int = 3) -> str:
+    """The first texts, as they are, and how many more there are."""
+    shown = ", ".join(texts[:most])
+    return shown if len(texts) <= most else f"{shown} and {len(texts) - most} more"
 
 
 def share(part: int, whole: int) -> str:

@@ -155,7 +155,7 @@ def test_groups_across_heads_or_layers_are_seen(shape, fields):
     plan = gp.plan(SCHEDULE, shapes_of({"query": {"kernel": shape}}), **fields)
     (line,) = checks(plan)
     printed = "x".join(map(str, shape))
-    assert f"'query/kernel ({printed})' may lie across heads or layers" in line
+    assert f"'query/kernel' ({printed}) may lie across heads or layers" in line
     assert "stack_axis" in line
     assert "-3" in line
 
@@ -165,6 +165,7 @@ def test_groups_across_heads_or_layers_are_seen(shape, fields):
     [
         ((32, 4, 8), FIRST),
         ((4, 8, 32), PATTERN),  # (heads, features, outputs)
+        ((16, 16, 256), PATTERN),  # as many heads as features
         ((3, 32, 32), PATTERN),  # a one-dimensional convolution, and stacked layers
         ((3, 3, 64, 128), PATTERN),
         ((32, 16, 3, 3), dict(structure=gp.NM(2, 4, axis=1))),  # Equinox, PyTorch
@@ -187,14 +188,59 @@ def test_a_stack_axis_of_leaves_that_are_not_stacked_is_seen():
         }
     )
     rows_line, counts_line = checks(gp.plan(SCHEDULE, params, stack_axis=0))
-    assert "stack_axis=0 applies to 'embedding (64x8)' too" in rows_line
-    assert "'convolution/kernel (3x3x8x8)', 'layers/mlp/kernel (6x8x8)'" in counts_line
+    assert "stack_axis=0 applies to 'embedding' (64x8) too" in rows_line
+    assert "'convolution/kernel' (3x3x8x8), 'layers/mlp/kernel' (6x8x8)" in counts_line
     assert "one rule with stack_axis for stacked parameters" in counts_line
     rules = [
         gp.Rule(SCHEDULE, where="layers/.*", stack_axis=0),
         gp.Rule(SCHEDULE),
     ]
     assert checks(gp.plan(rules, params)) == []
+
+
+def test_a_stack_axis_longer_than_another_is_seen():
+    """Layers in the middle, nn.scan along axis 1."""
+    params = shapes_of({"q": {"kernel": (64, 12, 64)}})
+    (line,) = checks(gp.plan(SCHEDULE, params, stack_axis=0))
+    assert "stack_axis=0 is not the shortest axis of 'q/kernel' (64x12x64)" in line
+    assert "set stack_axis=1" in line
+    assert checks(gp.plan(SCHEDULE, params, stack_axis=1)) == []
+    for shape in ((12, 64, 64), (8, 8, 8), (12, 64, 4, 16)):
+        params = shapes_of({"q": {"kernel": shape}})
+        assert checks(gp.plan(SCHEDULE, params, stack_axis=0)) == []
+
+
+@pytest.mark.parametrize("name", ["linear/weight/0", "cell/weight_ih", "weight_hh"])
+@pytest.mark.parametrize(
+    ("default", "given", "advised"),
+    [
+        (PATTERN, dict(structure=gp.NM(2, 4, axis=1)), "set axis=1 in NM"),
+        (
+            dict(structure=gp.Channel()),
+            dict(structure=gp.Channel(axis=0)),
+            "set axis=0 in Channel",
+        ),
+        (
+            dict(min_per_channel=1),
+            dict(min_per_channel=1, output_axis=0),
+            "set output_axis=0",
+        ),
+    ],
+)
+def test_default_axes_of_weights_with_outputs_first_are_seen(
+    name, default, given, advised
+):
+    """Equinox and PyTorch: (outputs, inputs)."""
+    params = shapes_of({name: (8, 4)})
+    (line,) = checks(gp.plan(SCHEDULE, params, **default))
+    assert f"{name!r} (8x4)" in line
+    assert advised in line
+    assert "Equinox and PyTorch" in line
+    assert checks(gp.plan(SCHEDULE, params, **given)) == []
+    assert checks(gp.plan(SCHEDULE, shapes_of({"kernel": (8, 4)}), **default)) == []
+    stacked = shapes_of({name: (3, 8, 4)})
+    assert len(checks(gp.plan(SCHEDULE, stacked, stack_axis=0, **default))) == 1
+    assert checks(gp.plan(SCHEDULE, stacked, stack_axis=0, **given)) == []
 
 
 @pytest.mark.parametrize(
