@@ -40,12 +40,18 @@ def of_masked_loss(
     return masked
 
 
-def forget_losses(inner_state: Any, rules: Sequence[Rule], step: jax.Array) -> Any:
-    """The state of a line search without a loss that new masks have made untrue.
+def forget_losses(state: Any, are_stale: Callable[[], Any]) -> Any:
+    """The state of an optimizer without the losses that new masks make untrue.
 
-    ``optax.value_and_grad_from_state`` evaluates the loss again where it is infinite.
+    ``optax.value_and_grad_from_state`` evaluates a loss again where it is infinite.
+
+    Args:
+      state: the state, with or without line searches in it.
+      are_stale: whether the losses are untrue; called only if there are any.
+
+    Returns:
+      The state, each loss infinite if it is untrue.
     """
-    schedules: list[Any] = [rule.schedule for rule in rules if rule.schedule]
 
     def has_loss(node: Any) -> bool:
         return {"value", "grad"} <= set(getattr(node, "_fields", ()))
@@ -53,9 +59,14 @@ def forget_losses(inner_state: Any, rules: Sequence[Rule], step: jax.Array) -> A
     def forget(node: Any) -> Any:
         if not has_loss(node):
             return node
-        changed = [schedule.is_update_step(step) for schedule in schedules]
         unknown = jnp.full_like(node.value, jnp.inf)
-        is_stale = functools.reduce(jnp.logical_or, changed, jnp.bool_(False))
-        return node._replace(value=jnp.where(is_stale, unknown, node.value))
+        return node._replace(value=jnp.where(are_stale(), unknown, node.value))
 
-    return jax.tree.map(forget, inner_state, is_leaf=has_loss)
+    return jax.tree.map(forget, state, is_leaf=has_loss)
+
+
+def change_masks(rules: Sequence[Rule], step: jax.Array) -> jax.Array:
+    """Whether any of the rules updates masks at a step."""
+    schedules: list[Any] = [rule.schedule for rule in rules if rule.schedule]
+    updates = [schedule.is_update_step(step) for schedule in schedules]
+    return functools.reduce(jnp.logical_or, updates, jnp.bool_(False))

@@ -95,8 +95,11 @@ class _Leaf(NamedTuple):
         block = leaf_block(structure, shard.shape, rule.stack_axis)
         gathered = []
         for axis, length in enumerate(block):
-            part = shard.shape[axis] // parts(weights, shard, axis)
-            if length < shard.shape[axis] != part and part % length:
+            size = shard.shape[axis]
+            part = size // parts(weights, shard, axis)
+            # Blocks that span an axis are pooled over devices; groups of N:M are not.
+            spans = length >= size and not isinstance(structure, NM)
+            if length > 1 and not spans and part != size and part % length:
                 gathered.append((axis, shard))
                 weights, mask = (shard.gather(x, axis) for x in (weights, mask))
                 shard = shard.without(axis)
@@ -199,9 +202,13 @@ def _first_of_channels(
 
     if not is_traced(rule.min_per_channel):
         return select()
-    return jax.lax.cond(  # hyperparameters are traced also where they are 0
-        rule.min_per_channel > 0, select, lambda: [leaf.keys() < 0 for leaf in units]
-    )
+
+    def none() -> list[jax.Array]:
+        # Keys are never negative: all False, of the same type and layout.
+        return [leaf.keys() < 0 for leaf in units]
+
+    # Hyperparameters of `inject_hyperparams` are traced also where they are 0.
+    return jax.lax.cond(rule.min_per_channel > 0, select, none)
 
 
 def _channel_axes(rule: Rule, leaf: Units) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
+from gradprune_jax._line_search import forget_losses
 from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._rules import Rule, Where, assign
 from gradprune_jax._shards import select
@@ -66,7 +67,7 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
 
     Returns:
       The state with these masks, placed on devices as the old ones were; where the old
-      ones are NumPy arrays, as they are.
+      ones are NumPy arrays, as they are. A loss that a line search kept is forgotten.
 
     Raises:
       ValueError: if the masks do not fit or are not bool.
@@ -86,13 +87,14 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
         if not isinstance(node, GradualPruneState):
             return node
         treedef: Any = jax.tree.structure(node.masks, is_leaf=is_dense)
-        exchanged = [
+        own = [
             old if is_dense(old) else _in_place_of(old, new)
             for _, old, new in pair_with_masks(node.masks, masks)
         ]
-        return node._replace(masks=treedef.unflatten(exchanged))
+        return node._replace(masks=treedef.unflatten(own))
 
-    return jax.tree.map(exchange, opt_state, is_leaf=_is_state)
+    exchanged = jax.tree.map(exchange, opt_state, is_leaf=_is_state)
+    return forget_losses(exchanged, lambda: True)
 
 
 def masks_from_params(params: Any, where: Where | None = None) -> Any:

@@ -30,8 +30,8 @@ def masks_at_step(
 ) -> list[jax.Array]:
     """The masks of one rule after a step: new ones if it is an update step.
 
-    Compiled once for each rule, wherever it is called from: outside `jit` a conditional
-    would be compiled anew at every step.
+    Rules that are equal have one program. Outside `jit` a number of a rule that changes
+    from step to step is another rule, and is compiled for.
 
     Args:
       rule: the rule, with a schedule.
@@ -47,7 +47,8 @@ def masks_at_step(
     if schedule.fn is not None and not schedule.is_concrete:
         # Its function has tracers inside, which no compiled program may keep.
         return _masks_at_step(rule, shards, step, weights, masks)
-    known, traced = _split(dataclasses.replace(rule, where=None))
+    rule = dataclasses.replace(rule, where=None, schedule=schedule.tabulated())
+    known, traced = _split(rule)
     return _compiled_masks(known, tuple(shards), traced, step, weights, masks)
 
 
@@ -82,11 +83,14 @@ def _split(value: Any) -> tuple[Any, Any]:
     if not dataclasses.is_dataclass(value):
         return value, None
     fields = dataclasses.fields(value)
-    parts = {field.name: _split(getattr(value, field.name)) for field in fields}
-    traced = {name: part[1] for name, part in parts.items() if part[1] is not None}
+    pieces = {field.name: _split(getattr(value, field.name)) for field in fields}
+    traced = {name: piece[1] for name, piece in pieces.items() if piece[1] is not None}
     if not traced:
         return value, None
-    return (type(value), tuple((name, part[0]) for name, part in parts.items())), traced
+    return (
+        type(value),
+        tuple((name, piece[0]) for name, piece in pieces.items()),
+    ), traced
 
 
 def _join(known: Any, traced: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -20,6 +21,17 @@ from gradprune_jax._checks import (
     check_window,
     is_traced,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A function of the step, by its values at all mask updates."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __call__(self, step: Any) -> float:
+        return self.values[bisect.bisect_left(self.steps, step)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +177,17 @@ class SparsitySchedule:
             inside = _float32(curve(self.begin_step + index * self.every))
         before_end = jnp.where(step <= self.begin_step, _float32(first), inside)
         return jnp.where(step >= self.end_step, _float32(last), before_end)
+
+    def tabulated(self) -> SparsitySchedule:
+        """An equal schedule, of which a function is known by its values alone.
+
+        Two functions are never equal, so a program that is compiled for one would be
+        compiled anew for the other.
+        """
+        if self.fn is None or self._values is None:
+            return self
+        values = tuple(float(value) for value in self._values)
+        return dataclasses.replace(self, fn=_Table(self.update_steps, values))
 
     @property
     def is_concrete(self) -> bool:

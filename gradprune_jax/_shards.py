@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradprune_jax import _paths
+from gradprune_jax._checks import is_traced
 from gradprune_jax._structures import unit_shape
 
 
@@ -168,7 +169,9 @@ def after(
     Returns:
       The same number.
     """
-    if not arrays or jax.default_backend() != "cpu" or not _is_split(arrays, placement):
+    if not any(map(is_traced, arrays)):  # each operation ends before the next begins
+        return step
+    if jax.default_backend() != "cpu" or not _is_split(arrays, placement):
         return step
     any_set = functools.reduce(jnp.logical_or, map(jnp.any, arrays))
     any_set = any_set.astype(step.dtype)

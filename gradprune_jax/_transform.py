@@ -17,7 +17,7 @@ from gradprune_jax._absent import (
     with_absent,
     without_absent,
 )
-from gradprune_jax._line_search import forget_losses, of_masked_loss
+from gradprune_jax._line_search import change_masks, forget_losses, of_masked_loss
 from gradprune_jax._rule_step import masks_at_step
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
@@ -157,7 +157,8 @@ def gradual_prune(
         treedef: Any
         leaves, treedef = jax.tree.flatten(params)
         placement = shards(params, partition_specs)
-        assigned = assign(rules, params, [shard.shape for shard in placement])
+        shapes = [shard.shape for shard in placement]
+        assigned = assign(rules, params, shapes, all_match=False)  # some may be absent
         masks = masks_by_leaf(masks_tree, params)
         _check_rules(masks, params, assigned)
         step = after(state.count, jax.tree.leaves(updates), placement)
@@ -272,7 +273,8 @@ def with_gradual_prune(
             **of_masked_loss(extra_args, mask_tree),
         )
         updates, prune_state = prune.update(updates, state.prune_state, params)
-        inner_state = forget_losses(inner_state, rules, state.prune_state.count)
+        step = state.prune_state.count
+        inner_state = forget_losses(inner_state, lambda: change_masks(rules, step))
         return updates, WithGradualPruneState(inner_state, prune_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

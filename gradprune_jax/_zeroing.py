@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradprune_jax import _paths
 from gradprune_jax._magnitudes import wider_dtype
@@ -63,7 +64,7 @@ def mask_gradient(
 
 def _fitting(what: str, name: str, weight: jax.Array, array: Any) -> jax.Array:
     """The update or gradient of a pruned leaf, refused if it has another shape."""
-    shape = getattr(array, "shape", None)
+    shape = np.shape(array)
     if shape != weight.shape:
         raise ValueError(
             f"the {what} of {name!r} has shape {shape}, but the parameter is pruned "

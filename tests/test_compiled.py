@@ -74,6 +74,22 @@ def test_a_factory_that_is_called_at_every_step_compiles_nothing_anew(caplog):
         assert caplog.records  # so what is compiled is logged
 
 
+def test_functions_of_equal_values_are_one_schedule(caplog):
+    """A factory makes a new function at every call."""
+
+    def update(state):
+        fn = optax.linear_schedule(0.0, 0.66, transition_steps=4)
+        schedule = gp.custom_schedule(fn, 0, 4, every=2)
+        return gp.gradual_prune(schedule).update(PARAMS, state, PARAMS)[1]
+
+    state = gp.gradual_prune(SCHEDULE).init(PARAMS)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for compiles in (True, False):
+            state = update(state)
+            assert ("_compiled_masks" in caplog.text) == compiles
+            caplog.clear()
+
+
 def test_donated_masks_are_updated_in_place_and_not_copied_between_updates():
     tx = optax.chain(optax.adam(1e-3), gp.gradual_prune(SCHEDULE))
     state = tx.init(PARAMS)

@@ -132,6 +132,15 @@ def test_integers_without_an_update_keep_the_mark_of_a_dense_leaf():
     assert int(new.masks["w"].sum()) == 8
 
 
+def test_a_rule_of_leaves_that_are_all_absent_is_no_rule_without_leaves():
+    params = {"embed": {"embedding": jnp.ones((8, 4))}, "w": jnp.ones((8, 8))}
+    half = gp.one_shot_schedule(0.5, 0)
+    tx = gp.gradual_prune([gp.Rule(None, where="embed/.*"), gp.Rule(half)])
+    updates = {"embed": {"embedding": None}, "w": jnp.ones((8, 8))}
+    _, state = tx.update(updates, tx.init(params), params)
+    assert int(state.masks["w"].sum()) == 32
+
+
 def test_a_pruned_leaf_without_an_update_is_refused_by_name():
     params = {"a": {"kernel": jnp.ones((2, 2))}, "b": jnp.ones(2)}
     for make in (gp.gradual_prune, lambda s: gp.with_gradual_prune(optax.sgd(1.0), s)):

@@ -19,14 +19,17 @@ def weights(shape, seed=0):
 
 
 @functools.cache
-def line(axis_type=AxisType.Explicit):
-    return jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+def line(axis_type=AxisType.Explicit, size=8):
+    return jax.make_mesh(
+        (size,), ("x",), axis_types=(axis_type,), devices=jax.devices()[:size]
+    )
 
 
 CASES = {
     "split stack": ((8, 4, 4), P("x"), dict(stack_axis=0)),
     "blocks that devices cut": ((24, 8), P("x"), dict(structure=gp.Block((2, 2)))),
     "groups that devices cut": ((16, 8), P("x"), dict(structure=gp.NM(2, 4))),
+    "one group that devices cut": ((4, 16), P("x"), dict(structure=gp.NM(2, 4))),
     "split channels": ((16, 8), P(None, "x"), dict(min_per_channel=3)),
     "split inputs": ((16, 8), P("x"), dict(min_per_channel=3)),
     "split stack of channels": (
@@ -44,13 +47,14 @@ def test_explicit_mode_needs_no_mesh_set_and_no_layout_of_masks(
 ):
     """A bare PartitionSpec needs `jax.set_mesh`; restored masks may be replicated."""
     shape, spec, fields = CASES[case]
+    mesh = line(size=4 if shape[0] == 4 else 8)
     params = {"w": weights(shape)}
     tx = gp.gradual_prune(HALF, **fields)
     _, expected = tx.update(params, tx.init(params), params)
-    placed = jax.device_put(params, NamedSharding(line(), spec))
+    placed = jax.device_put(params, NamedSharding(mesh, spec))
     state = tx.init(placed)
     if not masks_like_weights:
-        masks = jax.device_put(np.ones(shape, bool), NamedSharding(line(), P()))
+        masks = jax.device_put(np.ones(shape, bool), NamedSharding(mesh, P()))
         state = state._replace(masks={"w": masks})
     updates, new = jax.block_until_ready(jax.jit(tx.update)(placed, state, placed))
     np.testing.assert_array_equal(new.masks["w"], expected.masks["w"])
@@ -136,3 +140,35 @@ def test_floors_of_channels_inside_shard_map(spec, fields):
     np.testing.assert_array_equal(masks["w"], expected.masks["w"])
     axis = 1 if fields.get("output_axis") == 0 else 0
     assert masks["w"].sum(axis).min() >= fields["min_per_channel"]
+
+
+def test_one_group_that_devices_cut_inside_shard_map():
+    params = {"kernel": weights((4, 8))}
+    _, expected = gp.prune(params, 0.5, structure=gp.NM(2, 4))
+    tx = gp.gradual_prune(HALF, structure=gp.NM(2, 4), partition_specs=P("x"))
+    update = jax.shard_map(
+        lambda masks, params: (
+            tx.update(params, gp.GradualPruneState(jnp.int32(0), masks), params)[
+                1
+            ].masks
+        ),
+        mesh=line(AxisType.Auto, size=2),
+        in_specs=(P("x"), P("x")),
+        out_specs=P("x"),
+    )
+    masks = {"kernel": np.ones((4, 8), bool)}
+    masks = jax.block_until_ready(jax.jit(update)(masks, params))
+    np.testing.assert_array_equal(masks["kernel"], expected["kernel"])
+
+
+def test_outside_jit_leaves_may_lie_on_different_devices():
+    devices = jax.devices()
+    meshes = [jax.sharding.Mesh(np.array(devices[i : i + 2]), ("x",)) for i in (0, 2)]
+    params = {
+        name: {"kernel": jax.device_put(weights((8, 8)), NamedSharding(mesh, P("x")))}
+        for name, mesh in zip("ab", meshes, strict=True)
+    }
+    rules = [gp.Rule(HALF, where="a/kernel"), gp.Rule(HALF, where="b/kernel")]
+    tx = gp.gradual_prune(rules)
+    _, state = tx.update(params, tx.init(params), params)
+    assert {float(s) for s in gp.sparsity(state.masks).values()} == {0.5}

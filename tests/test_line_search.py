@@ -101,3 +101,21 @@ def test_mechanize_goes_inside_the_chain_and_check_pruned_tells_if_it_does_not()
     )
     with pytest.raises(ValueError, match="mechanize"):
         gp.check_pruned(*train(outside))
+
+
+def test_set_masks_forgets_the_loss_of_other_masks():
+    tx = gp.with_gradual_prune(optax.lbfgs(), gp.one_shot_schedule(0.5, 50))
+    params = {"kernel": jnp.asarray(TARGETS * 3)}
+    value, gradients = jax.value_and_grad(loss_fn)(params)
+    updates, state = tx.update(
+        gradients,
+        tx.init(params),
+        params,
+        value=value,
+        grad=gradients,
+        value_fn=loss_fn,
+    )
+    params, masks = gp.prune(optax.apply_updates(params, updates), 0.5)
+    state = gp.set_masks(state, masks)
+    value, _ = optax.value_and_grad_from_state(loss_fn)(params, state=state)
+    assert float(value) == pytest.approx(float(loss_fn(params)))

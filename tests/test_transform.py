@@ -321,6 +321,8 @@ def test_both_links_refuse_what_does_not_fit_by_name():
         for shape in ((), (3,), (1, 3), (2, 1)):  # those that would broadcast, too
             with pytest.raises(ValueError, match="of 'a/kernel' has shape"):
                 tx.update({"a": {"kernel": jnp.ones(shape)}}, state, params)
+        with pytest.raises(ValueError, match=r"of 'a/kernel' has shape \(\)"):
+            tx.update({"a": {"kernel": 1.0}}, state, params)
         with pytest.raises(ValueError, match="the updates are None"):
             tx.update(None, state, params)
         with pytest.raises(ValueError, match="needs the parameters"):
