@@ -314,7 +314,8 @@ def test_a_sparsity_that_is_not_that_of_the_pattern_is_refused(tmp_path):
     options = ["--structure", "2:4", "--sparsity"]
     result = invoke("prune", file, out, *options, 0.9)
     assert result.exit_code == 2
-    assert "0.9" in result.stderr
-    assert "0.5" in result.stderr
+    assert "--sparsity is 0.9 with NM(keep=2, of=4" in result.stderr
+    assert "give 0.5, or" in result.stderr
+    assert "schedule" not in result.stderr
     assert not out.exists()
     assert invoke("prune", file, out, *options, 0.5).exit_code == 0

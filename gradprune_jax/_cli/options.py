@@ -12,6 +12,7 @@ from typing import Any, get_args
 import click
 
 import gradprune_jax as gp
+from gradprune_jax._fit import check_pattern
 from gradprune_jax._rules import Allocation
 from gradprune_jax._table import printable
 
@@ -156,6 +157,7 @@ def rule(
             sparsity = 1 - made.keep / made.of
         if sparsity is None:
             raise click.UsageError("Give --sparsity, such as --sparsity 0.9.")
+        check_pattern("--sparsity", sparsity, made)
         return gp.Rule(
             gp.one_shot_schedule(sparsity, 0),
             where=where,
