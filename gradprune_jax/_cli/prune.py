@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 import gradprune_jax as gp
 from gradprune_jax import _paths, _safetensors
+from gradprune_jax._checks import enable_x64
 from gradprune_jax._cli import files, options, rows
 from gradprune_jax._cli.checkpoints import (
     Checkpoint,
@@ -134,19 +134,10 @@ def _read_pruned(
     return np.where(mask, values, np.zeros((), values.dtype))
 
 
-@contextlib.contextmanager
-def _wide_enough(arrays: Mapping[Path, StoredArray]) -> Iterator[None]:
+def _wide_enough(arrays: Mapping[Path, StoredArray]) -> AbstractContextManager[Any]:
     """64-bit types in JAX, if an array has them: its weights are ranked as they are."""
-    if all(array.spec.dtype.itemsize < 8 for array in arrays.values()):
-        yield
-    elif hasattr(jax, "enable_x64"):
-        with jax.enable_x64(True):
-            yield
-    else:  # before JAX 0.8
-        import jax.experimental as experimental
-
-        with experimental.enable_x64():  # type: ignore[attr-defined]
-            yield
+    is_wide = any(array.spec.dtype.itemsize >= 8 for array in arrays.values())
+    return enable_x64() if is_wide else nullcontext()
 
 
 def _counted(
