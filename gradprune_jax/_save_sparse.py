@@ -43,7 +43,7 @@ def save_sparse(
     non-zeros in C order, ``<name>.bitmask``, a bit for every weight, ``<name>.shape``
     and ``<name>.row_offsets``, if that makes the file smaller. All others are stored as
     they are. The file is there as a whole or not at all, and never larger than a dense
-    one.
+    one, ``config.json`` not counted.
 
     Args:
       path: of the file; with the layout ``"compressed-tensors"`` of a folder for
