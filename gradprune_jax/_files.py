@@ -96,6 +96,8 @@ def _temporary(file: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty file beside `file`, which is gone after the block."""
     if file.exists() and not file.is_file():
         raise OSError(f"{file}: is no file, and is not replaced.")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{file}: {file.parent} is no folder; make it first.")
     # A short name: that of `file` may be as long as the file system allows.
     temporary = file.parent / f".gradprune-{secrets.token_hex(8)}"
     with naming(file, temporary):

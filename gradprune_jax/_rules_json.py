@@ -47,7 +47,7 @@ def rules_to_json(schedule_or_rules: ScheduleOrRules) -> str:
     return json.dumps({"rules": written}, indent=2)
 
 
-def rules_from_json(text: str) -> list[Rule]:
+def rules_from_json(text: str | bytes) -> list[Rule]:
     """Reads rules that :func:`rules_to_json` wrote.
 
     Args:
@@ -71,11 +71,21 @@ def rules_from_json(text: str) -> list[Rule]:
         raise ValueError("the rules are nested too deeply.") from None
 
 
-def _read_rules(text: str) -> list[Rule]:
+def _read_rules(text: str | bytes) -> list[Rule]:
+    if not isinstance(text, str | bytes):
+        raise ValueError(
+            f"the rules are {text!r}; they must be JSON text, as rules_to_json writes."
+        )
     try:
         document = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"the rules are no JSON: {error}.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the rules are no JSON text: {error}.") from None
+    except UnicodeDecodeError:
+        raise ValueError("the rules are no JSON text: not UTF-8.") from None
+    except ValueError:  # the only other one is that of int
+        raise ValueError(
+            "a number in the rules has more digits than Python reads."
+        ) from None
     fields = _object("the document", document, ["rules"], required=["rules"])
     if not isinstance(fields["rules"], list):
         raise ValueError(f"rules is {fields['rules']!r}; it must be a list.")

@@ -71,13 +71,21 @@ def checked_shape(name: str, shape: Iterable[Any]) -> tuple[int, ...]:
     lengths = tuple(shape)
     if not all(type(length) is int and length >= 0 for length in lengths):
         raise ValueError(
-            f"the shape of {name!r} is {lengths}; it must be integers of 0 or more"
+            f"the shape of {name!r} is {shortened(lengths)}; it must be integers of 0 "
+            "or more"
         )
     # An axis of length 0 makes no other one plausible.
     size = math.prod(max(length, 1) for length in lengths)
     if size >= _SIZE or len(lengths) > _AXES:
-        raise ValueError(f"the shape of {name!r} is {lengths}, which no array has")
+        said = shortened(lengths)
+        raise ValueError(f"the shape of {name!r} is {said}, which no array has")
     return lengths
+
+
+def shortened(said: Any) -> str:
+    """What a file says, cut where it would fill the screen."""
+    text = str(said)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,6 +107,10 @@ SLASHES = "/".join(["a"] * 3001)
         (npz(npy("", header="{{[]: 1}: 2}\n")), ANY, "'a/kernel' is damaged"),
         (npz(npy("", header="{'descr': '''\n")), ANY, "'a/kernel' is damaged"),
         (npz(b"garbage"), ANY, "'a/kernel' is damaged"),
+        (npz(npy("(4,)", "[('x', '<f4')]")), ANY, "'a/kernel' is an array of records"),
+        (npz(npy("(4,)", "('<f4', (2,))")), ANY, "'a/kernel' is an array of records"),
+        (npz(npy("(4,)", "'<M8[s]'")), ANY, "which is no number"),
+        (npz(npy("(4,)", "'|V2'")), ANY, "no bfloat16"),
         (npz(NORMAL, zipfile.ZIP_LZMA, 0.5), READING, "'a/kernel' is damaged"),
         (npz(NORMAL, zipfile.ZIP_LZMA, 0.002), ANY, "'a/kernel' is damaged"),
         (npz(NORMAL, zipfile.ZIP_BZIP2, 0.5), ANY, "'a/kernel' is damaged"),
@@ -153,6 +157,32 @@ def test_bad_data_is_one_line_that_names_the_file(tmp_path, write, commands, mes
         assert message in result.stderr, command
         assert (result.stderr.count("\n"), result.stdout) == (1, "")
         assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("(4,)", "'" + "x" * 5000 + "'"),
+        npy("(" + "4, " * 2000 + ")"),
+        npy("(4,)", str([(f"field{i}", "<f4") for i in range(200)])),
+        npy("", header="x" * 30000),
+    ],
+)
+def test_a_long_header_is_not_said_whole(tmp_path, content):
+    npz(content)(tmp_path / "file")
+    result = run("report", tmp_path / "file", None)
+    assert result.exit_code == 1
+    assert "'a/kernel'" in result.stderr
+    assert len(result.stderr) < len(str(tmp_path)) + 200
+
+
+def test_a_file_of_rules_that_is_no_text_is_said_to_be_none(tmp_path):
+    file, shapes = tmp_path / "file.npz", tmp_path / "shapes.json"
+    np.savez(file, a=KERNEL)
+    shapes.write_text('{"a": [4, 4]}')
+    result = invoke("plan", shapes, "--rules", file)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {file}: the rules are no JSON text: not UTF-8.\n"
 
 
 @pytest.mark.skipif(np.longdouble(0).itemsize == 8, reason="has no wider floats")

@@ -144,7 +144,9 @@ def changed(**fields):
         ),
         (changed(min_density=10**400), "rule 0: a number in it is too large"),
         ("[" * 10**5, "the rules are nested too deeply"),
-        ("9" * 5000, "the rules are no JSON"),
+        ("9" * 5000, r"^a number in the rules has more digits than .*\.$"),
+        (None, "^the rules are None; they must be JSON text"),
+        (b"\xff", r"^the rules are no JSON text: not UTF-8\.$"),
     ],
 )
 def test_what_is_no_rule_is_refused_by_name(text, message):

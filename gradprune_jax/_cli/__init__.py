@@ -78,6 +78,14 @@ def _say_unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _plain(error: Exception) -> str:
+    """What an error says; of the system's, the file and what is wrong with it."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    words = f"{error.strerror[0].lower()}{error.strerror[1:]}."
+    return words if error.filename is None else f"{error.filename}: {words}"
+
+
 def build() -> click.Group:
     """The command with its subcommands.
 
@@ -107,7 +115,7 @@ def build() -> click.Group:
             except BrokenPipeError:
                 raise  # click ends quietly when the reader of a pipe has gone
             except (CheckpointError, DataError, OSError) as error:
-                message = printable(" ".join(str(error).split()))
+                message = printable(" ".join(_plain(error).split()))
                 click.echo(f"error: {message}", err=True)
                 ctx.exit(1)
 

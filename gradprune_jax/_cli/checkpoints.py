@@ -20,7 +20,7 @@ import numpy as np
 
 from gradprune_jax._cli import orbax_folder
 from gradprune_jax._load_sparse import open_sparse
-from gradprune_jax._safetensors import Spec, StoredArray, checked_shape
+from gradprune_jax._safetensors import Spec, StoredArray, checked_shape, shortened
 
 Path = tuple[str, ...]
 
@@ -221,12 +221,7 @@ def _open_npz(file: pathlib.Path) -> dict[Path, StoredArray]:
         shape, dtype, place = _npz_header(archive, member, name)
         if dtype.kind in "US":
             continue  # a word about the run is no parameter
-        if dtype.kind not in "biufc":
-            raise ValueError(
-                f"{name!r} has dtype {dtype}; NumPy's archives hold no bfloat16 "
-                "and no 8-bit floats, and objects are not unpickled. Save it as "
-                "safetensors."
-            )
+        _check_npz_dtype(name, dtype)
         spec = Spec(checked_shape(name, shape), dtype.newbyteorder("="))
         held = archive.getinfo(member).file_size - place
         if held < spec.nbytes:
@@ -237,6 +232,23 @@ def _open_npz(file: pathlib.Path) -> dict[Path, StoredArray]:
         read = functools.partial(_read_npz, archive, member, name, spec.dtype)
         arrays[tuple(name.split("/"))] = StoredArray(spec, read)
     return arrays
+
+
+def _check_npz_dtype(name: str, dtype: np.dtype) -> None:
+    """Refuses what is no array of numbers."""
+    if dtype.kind in "biufc":
+        return
+    if dtype.names is not None or dtype.subdtype is not None:
+        raise ValueError(
+            f"{name!r} is an array of records, {shortened(dtype)}; save each field as "
+            "an array of its own."
+        )
+    reason = {
+        "V": "; NumPy's archives hold no bfloat16 and no 8-bit floats. Save it as "
+        "safetensors.",
+        "O": ", and objects are not unpickled. Save it as numbers.",
+    }.get(dtype.kind, ", which is no number; leave it out.")
+    raise ValueError(f"{name!r} has dtype {dtype}{reason}")
 
 
 def _npz_header(
@@ -268,7 +280,9 @@ def _unpacking(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # NumPy, zipfile and its four codecs have no common one
-        raise ValueError(f"{name!r} is damaged: {_message(error)}.") from None
+        raise ValueError(
+            f"{name!r} is damaged: {shortened(_message(error))}."
+        ) from None
 
 
 def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:

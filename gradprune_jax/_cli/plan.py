@@ -49,7 +49,7 @@ def plan(
     else:
         _refuse_fields(fields)
         with blaming(rules):
-            chosen = gp.rules_from_json(rules.read_text())
+            chosen = gp.rules_from_json(rules.read_bytes())
     shapes = open_shapes(model, params)
     with blaming(model):
         planned = gp.plan(chosen, shapes, total_steps=total_steps)
