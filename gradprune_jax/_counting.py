@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from gradprune_jax._layouts import resharded
 from gradprune_jax._magnitudes import largest_ranking_key
-from gradprune_jax._shards import Shard, resharded
+from gradprune_jax._shards import Shard
 from gradprune_jax._summation import sum_one, sum_pair
 
 

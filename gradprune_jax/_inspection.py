@@ -13,9 +13,9 @@ from gradprune_jax import _arithmetic as arithmetic
 from gradprune_jax import _paths
 from gradprune_jax._arithmetic import Count
 from gradprune_jax._checks import is_traced
+from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
-from gradprune_jax._shards import laid_out_like
 from gradprune_jax._state import is_dense
 
 

@@ -12,10 +12,10 @@ from flax import nnx
 
 from gradprune_jax import _paths
 from gradprune_jax._checks import is_traced
+from gradprune_jax._layouts import select
 from gradprune_jax._line_search import forget_losses
 from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._rules import Rule, Where, assign
-from gradprune_jax._shards import select
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
 
 

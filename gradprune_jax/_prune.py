@@ -17,10 +17,11 @@ import optax
 from gradprune_jax import _paths
 from gradprune_jax._checks import check_sparsity, enable_x64, is_traced
 from gradprune_jax._fit import check_pattern
+from gradprune_jax._layouts import select
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._shards import select, whole
+from gradprune_jax._shards import whole
 from gradprune_jax._structures import Structure
 
 # Floors that may be tracers, and what stands for them in a rule that must be hashable:

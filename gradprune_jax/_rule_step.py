@@ -16,9 +16,10 @@ from typing import Any
 import jax
 
 from gradprune_jax._checks import is_traced
+from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._mask_update import update_masks
 from gradprune_jax._rules import Rule
-from gradprune_jax._shards import Shard, laid_out_like
+from gradprune_jax._shards import Shard
 
 
 def masks_at_step(

@@ -8,18 +8,16 @@ are those in the whole array.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from gradprune_jax import _paths
-from gradprune_jax._checks import is_traced
+from gradprune_jax._layouts import resharded
 from gradprune_jax._structures import unit_shape
 
 
@@ -110,93 +108,11 @@ def parts(array: jax.Array, shard: Shard, dimension: int) -> int:
     return split * math.prod(jax.typeof(array).sharding.mesh.shape[n] for n in names)
 
 
-def resharded(array: jax.Array, mesh: Any, spec: PartitionSpec) -> jax.Array:
-    """The array laid out by a spec, in explicit mode.
-
-    The mesh is that of an array's type: nobody needs to have set one.
-    """
-    return jax.sharding.reshard(array, NamedSharding(mesh, spec))
-
-
-def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
-    """The mask of a weight, in explicit mode on the devices on which the weight is.
-
-    It may have been restored from a checkpoint with another layout, and XLA leaves out
-    mesh axes of one device.
-    """
-    if _are_alike(mask, weight):
-        return mask
-    wanted = jax.typeof(weight).sharding
-    return resharded(mask, wanted.mesh, wanted.spec)
-
-
-def select(mask: jax.Array, kept: Any, other: Any) -> jax.Array:
-    """`kept` where the mask is True, else `other`, whatever their layouts."""
-    if _are_alike(mask, kept) and _are_alike(other, kept):
-        return jnp.where(mask, kept, other)
-    return _select_laid_out(mask, kept, other)
-
-
-@jax.jit
-def _select_laid_out(mask: jax.Array, kept: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.where(laid_out_like(mask, kept), kept, laid_out_like(other, kept))
-
-
-def _are_alike(mask: Any, weight: Any) -> bool:
-    """Whether the types of both say the same of their layout."""
-    if not (isinstance(mask, jax.Array) and isinstance(weight, jax.Array)):
-        return True
-    own, wanted = jax.typeof(mask).sharding, jax.typeof(weight).sharding
-    return own == wanted or not any((*own.spec, *wanted.spec))
-
-
-def after(
-    step: jax.Array, arrays: Sequence[Any], placement: Sequence[Shard]
-) -> jax.Array:
-    """The step, known only once the arrays are: on a mesh of CPU devices.
-
-    XLA's executor for CPUs starts whatever is ready. A mask update depends on little,
-    so its all-reduces would run beside those of the backward pass, in another order on
-    each device. Each of them holds a thread until all devices have come to it, and with
-    no more threads than devices the program hangs. So here a mask update waits for what
-    was computed before it: the step becomes a number that depends on all of it.
-
-    Args:
-      step: integer scalar, at least 0.
-      arrays: what is to be computed first.
-      placement: where the leaves lie.
-
-    Returns:
-      The same number.
-    """
-    if not any(map(is_traced, arrays)):  # each operation ends before the next begins
-        return step
-    if jax.default_backend() != "cpu" or not _is_split(arrays, placement):
-        return step
-    any_set = functools.reduce(jnp.logical_or, map(jnp.any, arrays))
-    any_set = any_set.astype(step.dtype)
-    manual = _manual_axes()
-    if manual:  # the step is one number for all devices
-        any_set = jax.lax.pmax(any_set, manual)
-    # XLA does not know that no step is negative.
-    return jnp.where(step < 0, any_set, step)
-
-
-def _is_split(arrays: Sequence[Any], placement: Sequence[Shard]) -> bool:
-    """Whether a mask update has collectives, as far as types say."""
-    if any(shard.split_axes for shard in placement):
-        return True
-    return any(
-        kind != AxisType.Manual and size > 1
-        for array in arrays
-        for kind, size in _mesh_axes(array)
-    )
-
-
-def _mesh_axes(array: Any) -> list[tuple[AxisType, int]]:
-    """The kinds and sizes of the axes of an array's mesh."""
-    mesh = jax.typeof(array).sharding.mesh
-    return list(zip(mesh.axis_types, mesh.axis_sizes, strict=True))
+def manual_axes() -> tuple[str, ...]:
+    """The mesh axes that have a name here, those of an enclosing `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == AxisType.Manual)
 
 
 def whole(shape: tuple[int, ...]) -> Shard:
@@ -261,14 +177,7 @@ def _shard(name: str, local_shape: tuple[int, ...], spec: PartitionSpec) -> Shar
 
 def _is_in_shard_map() -> bool:
     """Whether any mesh axis has a name here."""
-    return bool(_manual_axes())
-
-
-def _manual_axes() -> tuple[str, ...]:
-    """The mesh axes that have a name here, those of an enclosing `shard_map`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, kind in kinds if kind == AxisType.Manual)
+    return bool(manual_axes())
 
 
 def _axis_size(name: str) -> int:

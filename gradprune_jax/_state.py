@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _paths
-from gradprune_jax._shards import laid_out_like
+from gradprune_jax._layouts import laid_out_like
 
 
 class GradualPruneState(NamedTuple):

@@ -18,10 +18,11 @@ from gradprune_jax._absent import (
     without_absent,
 )
 from gradprune_jax._line_search import change_masks, forget_losses, of_masked_loss
+from gradprune_jax._order import after
 from gradprune_jax._rule_step import masks_at_step
 from gradprune_jax._rules import Allocation, Rule, Where, as_rules, assign
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._shards import after, shards
+from gradprune_jax._shards import shards
 from gradprune_jax._state import (
     GradualPruneState,
     WithGradualPruneState,

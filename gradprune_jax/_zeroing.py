@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _paths
+from gradprune_jax._layouts import select
 from gradprune_jax._magnitudes import wider_dtype
-from gradprune_jax._shards import select
 from gradprune_jax._state import is_dense
 
 

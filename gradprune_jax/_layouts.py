@@ -1,0 +1,49 @@
+"""Layouts: arrays brought to the layout of others, in explicit sharding mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """The mask of a weight, in explicit mode on the devices on which the weight is.
+
+    It may have been restored from a checkpoint with another layout, and XLA leaves out
+    mesh axes of one device.
+    """
+    if _are_alike(mask, weight):
+        return mask
+    wanted = jax.typeof(weight).sharding
+    return resharded(mask, wanted.mesh, wanted.spec)
+
+
+def select(mask: jax.Array, kept: Any, other: Any) -> jax.Array:
+    """`kept` where the mask is True, else `other`, whatever their layouts."""
+    if _are_alike(mask, kept) and _are_alike(other, kept):
+        return jnp.where(mask, kept, other)
+    return _select_laid_out(mask, kept, other)
+
+
+@jax.jit
+def _select_laid_out(mask: jax.Array, kept: jax.Array, other: jax.Array) -> jax.Array:
+    return jnp.where(laid_out_like(mask, kept), kept, laid_out_like(other, kept))
+
+
+def resharded(array: jax.Array, mesh: Any, spec: PartitionSpec) -> jax.Array:
+    """The array laid out by a spec, in explicit mode.
+
+    The mesh is that of an array's type: nobody needs to have set one.
+    """
+    return jax.sharding.reshard(array, NamedSharding(mesh, spec))
+
+
+def _are_alike(mask: Any, weight: Any) -> bool:
+    """Whether the types of both say the same of their layout."""
+    if not (isinstance(mask, jax.Array) and isinstance(weight, jax.Array)):
+        return True
+    own, wanted = jax.typeof(mask).sharding, jax.typeof(weight).sharding
+    return own == wanted or not any((*own.spec, *wanted.spec))
