@@ -6,7 +6,9 @@ too, and the masks are updated at every step.
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 
 import flax.linen as nn
 import jax
@@ -17,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
 
-STEPS = 30
+STEPS = 10
 
 
 class Decoder(nn.Module):
