@@ -59,7 +59,8 @@ class Rule:
       min_per_channel: the weights that stay at least in every slice along the output
         axis, whatever the allocation; a slice that has fewer keeps them all. No filter
         dies then, which layers need that divide a kernel by its own deviation or norm
-        (weight standardisation, WeightNorm). May be a tracer.
+        (weight standardisation, WeightNorm). May be a tracer, which is not checked
+        against the structure.
       output_axis: the axis of output channels, for `min_per_channel`; of a stacked
         leaf, an axis of its slices. None is the last, as in Flax, Haiku and Keras;
         kernels of Equinox and PyTorch, (out, in, ...), have 0.
