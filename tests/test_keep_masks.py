@@ -1,6 +1,5 @@
 """Masks that stay: the same promises as gradual pruning, without a schedule."""
 
-import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +71,7 @@ def test_masks_are_laid_out_as_their_weights():
         np.testing.assert_array_equal(mask, masks["a"]["kernel"])
 
 
-def test_models_of_flax_and_equinox():
+def test_a_model_of_nnx():
     model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
     masks = gp.masks_from_params(nnx.state(model, nnx.Param), where="kernel")
     optimizer = nnx.Optimizer(
@@ -80,6 +79,10 @@ def test_models_of_flax_and_equinox():
     )
     optimizer.update(model, nnx.state(model, nnx.Param))
     assert gp.get_masks(optimizer)["kernel"].all()
+
+
+def test_a_model_of_equinox():
+    equinox = pytest.importorskip("equinox")
     mlp = equinox.nn.MLP(4, 2, 4, 1, key=jax.random.key(0))
     pruned, masks = gp.prune(equinox.filter(mlp, equinox.is_array), 0.5)
     tx = gp.keep_masks(masks)
