@@ -24,7 +24,7 @@ SPARSITIES = (0.5, 0.9, 0.95, 0.98, 0.99)
 def measure(
     shape: tuple[int, int], batch: int, sparsity: float, repeats: int
 ) -> dict[str, Any]:
-    """The milliseconds of ``kernel.T @ x``, dense and sparse, in turns.
+    """The milliseconds of `kernel.T @ x`, dense and sparse, in turns.
 
     The sparse matrix stands on the left, as both formats want it.
     """

@@ -1,7 +1,7 @@
 """Scale past this machine, by compilation alone: 7 billion weights on 256 devices.
 
-The update of a tree with the shapes of Llama-2-7B (Touvron et al., `Llama 2
-<https://arxiv.org/abs/2307.09288>`_, 2023) is compiled for a mesh of virtual CPU
+The update of a tree with the shapes of Llama-2-7B (Touvron et al., [Llama
+2](https://arxiv.org/abs/2307.09288), 2023) is compiled for a mesh of virtual CPU
 devices, from shapes and shardings: no weight is ever made. The compiled program says
 what one device would hold, and what devices would say to each other. Prints a table,
 and writes it with the raw figures to `benchmarks/results/scale.json` and into
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     """What is compiled.
 
     Attributes:
-      stacked: whether layers are stacked along a leading axis, as by ``nn.scan``.
+      stacked: whether layers are stacked along a leading axis, as by `nn.scan`.
       allocation: how the sparsity is shared out.
       dtype: of the weights and of their updates.
     """

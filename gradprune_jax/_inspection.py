@@ -9,20 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax import _arithmetic as arithmetic
-from gradprune_jax import _paths
-from gradprune_jax._arithmetic import Count
+from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
-from gradprune_jax._magnitudes import is_nonzero
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
 from gradprune_jax._state import is_dense
+from gradprune_jax._top_k import counts as arithmetic
+from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.keys import is_nonzero
 
 
 def sparsity(tree: Any) -> dict[str, jax.Array]:
     r"""The fraction of zeros of parameters, or of pruned weights of masks.
 
-    .. math:: |\{i : w_i = 0\}| / n \quad \mathrm{or} \quad |\{i : \neg m_i\}| / n
+    $$
+    |\{i : w_i = 0\}| / n \quad \mathrm{or} \quad |\{i : \neg m_i\}| / n
+    $$
 
     Args:
       tree: parameters (floating leaves) or masks (bool leaves), plain or boxed, or a
@@ -30,16 +32,16 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
         count. Traced or not. Leaves may lie on different devices.
 
     Returns:
-      float32 scalars by path, and ``"total"`` over all weights together.
+      float32 scalars by path, and `"total"` over all weights together.
 
-    Example:
+    Examples:
       >>> fractions = sparsity({"kernel": jnp.array([0.0, 2.0]), "bias": jnp.ones(2)})
       >>> {path: float(fraction) for path, fraction in fractions.items()}
       {'bias': 0.0, 'kernel': 0.5, 'total': 0.25}
     """
     zeros: dict[str, Count] = {}
     sizes: dict[str, int] = {}
-    for leaf in _paths.named_leaves(_paths.parameters(tree)):
+    for leaf in _tree.named_leaves(_tree.parameters(tree)):
         if is_countable(leaf.value):
             # The name of all weights together is not to be hidden by a parameter's.
             name = leaf.name if leaf.name != "total" else "['total']"
@@ -53,7 +55,9 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
 def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
     r"""The channels of which nothing is left: zero in parameters, False in masks.
 
-    .. math:: \{c : w_{\dots, c, \dots} = 0\}
+    $$
+    \{c : w_{\dots, c, \dots} = 0\}
+    $$
 
     Args:
       tree: parameters or masks, plain or boxed; not traced.
@@ -64,12 +68,12 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
       By path the indices of dead channels, int64, in ascending order; of every
       floating or bool leaf of two or more axes that has any.
 
-    Example:
+    Examples:
       >>> dead_channels({"kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])})
       {'kernel': array([1])}
     """
     dead = {}
-    for leaf in _paths.named_leaves(tree):
+    for leaf in _tree.named_leaves(tree):
         ndim = np.ndim(leaf.value) if is_countable(leaf.value) else 0
         if ndim < 2 or not -ndim <= axis < ndim:
             continue
@@ -89,16 +93,16 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
     Args:
       opt_state: the state of an optimizer with pruning in it, as for
-        :func:`get_masks`.
+        `get_masks`.
 
     Returns:
-      ``"count"``, the updates done (int32), ``"sparsity/total"`` and
-      ``"sparsity/<path>"`` of every pruned leaf (float32).
+      `"count"`, the updates done (int32), `"sparsity/total"` and
+      `"sparsity/<path>"` of every pruned leaf (float32).
 
     Raises:
       ValueError: if there is no pruning state.
 
-    Example:
+    Examples:
       >>> import gradprune_jax as gp
       >>> tx = gp.gradual_prune(gp.one_shot_schedule(0.5, step=0))
       >>> scalars = metrics(tx.init({"kernel": jnp.ones((2, 2))}))
@@ -117,16 +121,16 @@ def check_pruned(params: Any, opt_state: Any) -> None:
 
     Args:
       params: the parameters, plain or boxed, as they are after
-        ``optax.apply_updates``; or a whole Equinox or nnx model, of which nnx's
-        ``nnx.Param`` are taken (of others: ``nnx.state(model, ...)``). Not under jit.
-      opt_state: the optimizer's state, as for :func:`get_masks`.
+        `optax.apply_updates`; or a whole Equinox or nnx model, of which nnx's
+        `nnx.Param` are taken (of others: `nnx.state(model, ...)`). Not under jit.
+      opt_state: the optimizer's state, as for `get_masks`.
 
     Raises:
       ValueError: naming each path and its count, if a pruned weight is not +0.0 or a
         weight is not finite, with what may have caused it; or if the masks do not fit
         the parameters.
 
-    Example:
+    Examples:
       >>> import gradprune_jax as gp
       >>> params = {"kernel": jnp.ones((2, 2))}
       >>> tx = gp.gradual_prune(gp.one_shot_schedule(0.5, step=0))
@@ -226,9 +230,9 @@ def _failures(leaf: jax.Array, mask: jax.Array | None) -> _Failures:
 
 
 def count_true(flags: jax.Array) -> Count:
-    r"""How many flags are True, exact for up to :math:`2^{40}` flags.
+    r"""How many flags are True, exact for up to $2^{40}$ flags.
 
-    A sum in uint32 wraps at :math:`2^{32}`. So it is taken along some axes only, which
+    A sum in uint32 wraps at $2^{32}$. So it is taken along some axes only, which
     together are shorter; what it leaves is summed in two parts, the lower bits and the
     upper ones.
     """

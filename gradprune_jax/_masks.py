@@ -10,34 +10,34 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import select
-from gradprune_jax._line_search import forget_losses
-from gradprune_jax._magnitudes import is_nonzero
-from gradprune_jax._rules import Rule, Where, assign
+from gradprune_jax._rules.rule import Rule, Where, assign
 from gradprune_jax._state import GradualPruneState, check_fits, is_dense
+from gradprune_jax._top_k.keys import is_nonzero
+from gradprune_jax._transform.line_search import forget_losses
 
 
 def get_masks(opt_state: Any) -> Any:
     """The masks in an optimizer's state, wherever they are nested.
 
     Args:
-      opt_state: the state of any optimizer with :func:`gradual_prune` in it, however
+      opt_state: the state of any optimizer with `gradual_prune` in it, however
         wrapped (`chain`, `MultiSteps`, `partition`, `inject_hyperparams`), or an
-        ``nnx.Optimizer``.
+        `nnx.Optimizer`.
 
     Returns:
       A tree like the parameters': bool arrays, True where a weight is kept, and
-      ``optax.MaskedNode()`` where a leaf is dense. Masks of several links are merged:
+      `optax.MaskedNode()` where a leaf is dense. Masks of several links are merged:
       a weight is kept where all of them keep it. From nnx, plain arrays, no variables;
-      ``nnx.to_pure_dict`` makes a dictionary of them, to map over with that of the
+      `nnx.to_pure_dict` makes a dictionary of them, to map over with that of the
       parameters.
 
     Raises:
       ValueError: if there is no pruning state, or several of different trees.
 
-    Example:
+    Examples:
       >>> import gradprune_jax as gp
       >>> schedule = gp.one_shot_schedule(0.5, step=0)
       >>> tx = optax.chain(optax.sgd(0.1), gp.gradual_prune(schedule))
@@ -57,11 +57,11 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
     """The same optimizer state with other masks: to start from, or go back to, a model.
 
     The count of steps stays. Masks only shrink from here on, as always; apply them to
-    the parameters too (:func:`apply_masks`).
+    the parameters too (`apply_masks`).
 
     Args:
-      opt_state: a state as for :func:`get_masks`.
-      masks: a tree like the parameters': bool arrays, or ``optax.MaskedNode()`` for
+      opt_state: a state as for `get_masks`.
+      masks: a tree like the parameters': bool arrays, or `optax.MaskedNode()` for
         a leaf of which everything is kept. Those of leaves that the state holds dense
         are not used.
 
@@ -72,7 +72,7 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
     Raises:
       ValueError: if the masks do not fit or are not bool.
 
-    Example:
+    Examples:
       >>> import gradprune_jax as gp
       >>> tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0))
       >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 2.0]])}
@@ -102,43 +102,43 @@ def masks_from_params(params: Any, where: Where | None = None) -> Any:
 
     Args:
       params: parameters, plain or boxed; or a whole Equinox or nnx model, of which
-        nnx's ``nnx.Param`` are taken.
-      where: which leaves get a mask, as in :class:`Rule`; None is every floating leaf.
+        nnx's `nnx.Param` are taken.
+      where: which leaves get a mask, as in `Rule`; None is every floating leaf.
 
     Returns:
       A tree like the parameters': bool arrays, True where a weight is not zero, and
-      ``optax.MaskedNode()`` for other leaves.
+      `optax.MaskedNode()` for other leaves.
 
     Raises:
       ValueError: if `where` matches no leaf, or one that is not floating.
 
-    Example:
+    Examples:
       >>> masks = masks_from_params({"kernel": jnp.array([0.0, 0.5]), "step": 3})
       >>> print(masks["kernel"], masks["step"])
       [False  True] MaskedNode()
     """
-    params = _paths.parameters(params)
+    params = _tree.parameters(params)
     treedef: Any = jax.tree.structure(params)
     selection = Rule(schedule=None, where=_is_floating if where is None else where)
     if where is not None:
         assign([selection], params)  # refuses one that matches nothing
     masks = [
         _mask_of(leaf) if selection.selects(leaf) else optax.MaskedNode()
-        for leaf in _paths.named_leaves(params)
+        for leaf in _tree.named_leaves(params)
     ]
     return _without_variables(treedef.unflatten(masks))
 
 
 def apply_masks(tree: Any, masks: Any) -> Any:
-    r"""Zeroes what the masks prune: :math:`w \leftarrow w` where m, else +0.0.
+    r"""Zeroes what the masks prune: $w \leftarrow w$ where m, else +0.0.
 
     For copies that the optimizer does not see: an exponential moving average, the
-    evaluation point of ``schedule_free``, restored or rewound parameters.
+    evaluation point of `schedule_free`, restored or rewound parameters.
 
     Args:
       tree: parameters, or a tree like them, plain or boxed; or a whole Equinox or nnx
         model.
-      masks: masks as :func:`get_masks` returns them. None, which ``equinox.filter``
+      masks: masks as `get_masks` returns them. None, which `equinox.filter`
         leaves in the place of a function, is no mask.
 
     Returns:
@@ -148,11 +148,11 @@ def apply_masks(tree: Any, masks: Any) -> Any:
     Raises:
       ValueError: if the masks do not fit the tree.
 
-    Example:
+    Examples:
       >>> print(apply_masks(jnp.array([1.0, -2.0]), jnp.array([True, False])))
       [1. 0.]
     """
-    params = _paths.parameters(tree)
+    params = _tree.parameters(tree)
     treedef: Any = jax.tree.structure(params, is_leaf=is_dense)
     masked = treedef.unflatten(
         [
@@ -160,7 +160,7 @@ def apply_masks(tree: Any, masks: Any) -> Any:
             for _, leaf, mask in pair_with_masks(params, masks)
         ]
     )
-    return jax.tree.map(_with_parameters, tree, masked, is_leaf=_paths.is_model)
+    return jax.tree.map(_with_parameters, tree, masked, is_leaf=_tree.is_model)
 
 
 def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
@@ -176,13 +176,13 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
       masks: their masks.
 
     Returns:
-      ``(name, leaf, mask)`` for each leaf; the mask of a dense leaf is a `MaskedNode`.
+      `(name, leaf, mask)` for each leaf; the mask of a dense leaf is a `MaskedNode`.
 
     Raises:
       ValueError: if the trees differ, or a mask does not fit its leaf.
     """
-    tree, masks = _paths.parameters(tree), _paths.parameters(masks)
-    names = [leaf.name for leaf in _paths.named_leaves(tree, is_dense)]
+    tree, masks = _tree.parameters(tree), _tree.parameters(masks)
+    names = [leaf.name for leaf in _tree.named_leaves(tree, is_dense)]
     pairs = list(_pair((), tree, masks))
     for name, (leaf, mask) in zip(names, pairs, strict=True):
         if not is_dense(mask):
@@ -191,9 +191,9 @@ def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     return [(name, *pair) for name, pair in zip(names, pairs, strict=True)]
 
 
-def _pair(path: _paths.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
+def _pair(path: _tree.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
     """The leaves of the tree with their masks, level by level."""
-    tree, masks = _paths.open_box(tree), _paths.open_box(masks)
+    tree, masks = _tree.open_box(tree), _tree.open_box(masks)
     if is_dense(tree) or _is_no_mask(masks):
         leaves = [tree] if is_dense(tree) else jax.tree.leaves(tree, is_leaf=is_dense)
         yield from ((leaf, optax.MaskedNode()) for leaf in leaves)
@@ -206,7 +206,7 @@ def _pair(path: _paths.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]
             yield from _pair((*path, name), child, mask)
 
 
-def _merge(masks: Any, other: Any, path: _paths.Path = ()) -> Any:
+def _merge(masks: Any, other: Any, path: _tree.Path = ()) -> Any:
     """What the masks of two links keep together, level by level."""
     if _is_no_mask(masks):
         return other
@@ -222,10 +222,10 @@ def _merge(masks: Any, other: Any, path: _paths.Path = ()) -> Any:
 
 
 def _level(
-    path: _paths.Path, tree: Any, masks: Any
+    path: _tree.Path, tree: Any, masks: Any
 ) -> list[tuple[str, Any, Any]] | None:
     """The children of two nodes side by side; None if both are leaves."""
-    below, masks_below = _paths.children(tree), _paths.children(masks)
+    below, masks_below = _tree.children(tree), _tree.children(masks)
     if below is None and masks_below is None:
         return None
     names = None if below is None else [name for name, _ in below]
@@ -236,7 +236,7 @@ def _level(
         or sorted(name for name, _ in below) != sorted(name for name, _ in masks_below)
     ):
         raise ValueError(
-            f"the masks do not fit the tree: at {_paths.join(path)!r} the tree has "
+            f"the masks do not fit the tree: at {_tree.join(path)!r} the tree has "
             f"{_describe(names)}, the masks have {_describe(mask_names)}. A dense leaf "
             "needs optax.MaskedNode() in its place; the masks of several models are "
             "read one at a time."
@@ -304,13 +304,13 @@ def _without_variables(tree: Any) -> Any:
 
 def _with_parameters(node: Any, parameters: Any) -> Any:
     """A new nnx model with these parameters; any other node is exchanged for them."""
-    if not _paths.is_model(node):
+    if not _tree.is_model(node):
         return parameters
     graphdef, _, *others = nnx.split(node, nnx.Param, ...)
     return nnx.merge(graphdef, parameters, *others)
 
 
-def _mask_of(leaf: _paths.Leaf) -> jax.Array:
+def _mask_of(leaf: _tree.Leaf) -> jax.Array:
     """Where a leaf is not zero."""
     if not jnp.issubdtype(leaf.value.dtype, jnp.floating):
         raise ValueError(
@@ -320,7 +320,7 @@ def _mask_of(leaf: _paths.Leaf) -> jax.Array:
     return is_nonzero(jnp.asarray(leaf.value))
 
 
-def _is_floating(path: _paths.Path, leaf: jax.ShapeDtypeStruct) -> bool:
+def _is_floating(path: _tree.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     """Whether a leaf can be pruned at all."""
     del path
     return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 from gradprune_jax._checks import check_sparsity, enable_x64, is_traced
-from gradprune_jax._fit import check_pattern
 from gradprune_jax._layouts import select
-from gradprune_jax._mask_update import update_masks
-from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
+from gradprune_jax._mask_update.update import update_masks
+from gradprune_jax._rules.fit import check_pattern
+from gradprune_jax._rules.rule import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._shards import whole
 from gradprune_jax._structures import Structure
+from gradprune_jax._top_k.shards import whole
 
 # Floors that may be tracers, and what stands for them in a rule that must be hashable:
 # a rule with an output_axis has a min_per_channel.
@@ -43,16 +43,18 @@ def prune(
 ) -> tuple[Any, Any]:
     r"""Prunes parameters at once: the selection of a mask update, with no training.
 
-    .. math:: m = \mathrm{top}_k(|p|), \qquad p' = \begin{cases} p & m \\ +0 &
-        \text{otherwise} \end{cases}
+    $$
+    m = \mathrm{top}_k(|p|), \qquad p' = \begin{cases} p & m \\ +0 &
+    \text{otherwise} \end{cases}
+    $$
 
     Args:
       params: the parameters, plain or boxed.
-      sparsity: the fraction of zeros, in [0, 1]; may be a tracer. With :class:`NM`
+      sparsity: the fraction of zeros, in [0, 1]; may be a tracer. With `NM`
         it must be that of the pattern, 1 - keep/of; of a tracer the pattern decides.
-      where: which parameters to prune, see :class:`Rule`.
+      where: which parameters to prune, see `Rule`.
       structure: which weights are kept together.
-      allocation: ``"uniform"``, ``"global"`` or ``"erk"``.
+      allocation: `"uniform"`, `"global"` or `"erk"`.
       stack_axis: the axis along which layers are stacked, in all leaves that are
         pruned; leave out by `where` what is not stacked.
       min_density: under global allocation, the fraction that each leaf keeps at least.
@@ -61,7 +63,7 @@ def prune(
 
     Returns:
       The pruned parameters, and the masks: bool arrays, True where a weight is kept,
-      and ``optax.MaskedNode()`` where a leaf is dense. May be called under `jit`.
+      and `optax.MaskedNode()` where a leaf is dense. May be called under `jit`.
       NumPy arrays of a dtype that JAX does not compute in, float64 with x64 off, are
       ranked and returned as what they are.
 
@@ -69,7 +71,7 @@ def prune(
       ValueError: if an argument is not valid, nothing is selected, or a selected leaf
         cannot be pruned.
 
-    Example:
+    Examples:
       >>> params, masks = prune({"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, 0.5)
       >>> print(params["kernel"])
       [[3. 0.]
@@ -87,7 +89,7 @@ def prune(
         min_per_channel=min_per_channel,
         output_axis=output_axis,
     )
-    leaves = _paths.named_leaves(params)
+    leaves = _tree.named_leaves(params)
     own = selected_leaves(rule, params)
     pruned: list[Any] = [leaf.value for leaf in leaves]
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)

@@ -38,18 +38,18 @@ class _Table:
 class SparsitySchedule:
     r"""When masks are recomputed, and how sparse they are from then on.
 
-    Mask updates happen at :math:`t_0, t_0 + \Delta t, t_0 + 2 \Delta t, \dots` up to
+    Mask updates happen at $t_0, t_0 + \Delta t, t_0 + 2 \Delta t, \dots$ up to
     the end of the window, and always at the end itself, so the final sparsity is
-    reached whether or not the window is a multiple of :math:`\Delta t`.
+    reached whether or not the window is a multiple of $\Delta t$.
 
-    Made by :func:`polynomial_schedule`, :func:`one_shot_schedule` and
-    :func:`custom_schedule`. It is no callable, because
-    ``optax.inject_hyperparams`` would take it for a hyperparameter schedule.
+    Made by `polynomial_schedule`, `one_shot_schedule` and
+    `custom_schedule`. It is no callable, because
+    `optax.inject_hyperparams` would take it for a hyperparameter schedule.
 
     Attributes:
-      begin_step: :math:`t_0`, the step of the first mask update, in optimizer updates.
+      begin_step: $t_0$, the step of the first mask update, in optimizer updates.
       end_step: the step of the last mask update.
-      every: :math:`\Delta t`, the steps from one mask update to the next.
+      every: $\Delta t$, the steps from one mask update to the next.
       initial_sparsity: the sparsity at and before `begin_step`.
       final_sparsity: the sparsity from `end_step` on.
       power: the exponent of the polynomial between them.
@@ -96,7 +96,7 @@ class SparsitySchedule:
         Returns:
           bool of the shape of `step`.
 
-        Example:
+        Examples:
           >>> schedule = polynomial_schedule(0.9, begin_step=10, end_step=25, every=10)
           >>> [step for step in range(100) if schedule.is_update_step(step)]
           [10, 20, 25]
@@ -121,7 +121,7 @@ class SparsitySchedule:
           float32 of the shape of `step`, exactly `initial_sparsity` at and before
           `begin_step` and exactly `final_sparsity` from `end_step` on.
 
-        Example:
+        Examples:
           >>> schedule = polynomial_schedule(0.8, begin_step=0, end_step=100, every=50)
           >>> [round(float(schedule.sparsity(step)), 3) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.7, 0.8]
@@ -137,7 +137,9 @@ class SparsitySchedule:
     def progress(self, step: ArrayLike) -> jax.Array:
         """How much of the way from the initial to the final sparsity is done.
 
-        .. math:: (s_t - s_i) / (s_f - s_i)
+        $$
+        (s_t - s_i) / (s_f - s_i)
+        $$
 
         with the sparsity in force at `step`, and never outside [0, 1]. Leaves with
         final sparsities of their own go along this curve.
@@ -149,7 +151,7 @@ class SparsitySchedule:
           float32 of the shape of `step`, exactly 0 at and before `begin_step` and
           exactly 1 from `end_step` on.
 
-        Example:
+        Examples:
           >>> schedule = polynomial_schedule(0.8, begin_step=0, end_step=100, every=50)
           >>> [float(schedule.progress(step)) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.875, 1.0]
@@ -268,21 +270,22 @@ def polynomial_schedule(
 ) -> SparsitySchedule:
     r"""Sparsity that rises fast at first and levels off: the paper's schedule.
 
-    .. math::
-      s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p
+    $$
+    s_t = s_f + (s_i - s_f) \left(1 - \frac{t - t_0}{t_1 - t_0}\right)^p
+    $$
 
-    at the mask updates :math:`t = t_0, t_0 + \Delta t, \dots, t_1`.
+    at the mask updates $t = t_0, t_0 + \Delta t, \dots, t_1$.
 
     Args:
-      final_sparsity: :math:`s_f`, the fraction of zeros in the end, in [0, 1].
+      final_sparsity: $s_f$, the fraction of zeros in the end, in [0, 1].
         May be a tracer, for example to `vmap` over targets.
-      begin_step: :math:`t_0`, the first step that updates masks, at least 0. Steps
+      begin_step: $t_0$, the first step that updates masks, at least 0. Steps
         count optimizer updates, from 0.
-      end_step: :math:`t_1`, the last step that updates masks, at least `begin_step`.
-        Training needs at least ``end_step + 1`` updates.
-      every: :math:`\Delta t`, steps between mask updates, at least 1.
-      initial_sparsity: :math:`s_i`, in [0, 1]; may be a tracer.
-      power: :math:`p`, positive; 3 in the paper, 1 is linear.
+      end_step: $t_1$, the last step that updates masks, at least `begin_step`.
+        Training needs at least `end_step + 1` updates.
+      every: $\Delta t$, steps between mask updates, at least 1.
+      initial_sparsity: $s_i$, in [0, 1]; may be a tracer.
+      power: $p$, positive; 3 in the paper, 1 is linear.
 
     Returns:
       The schedule.
@@ -290,13 +293,13 @@ def polynomial_schedule(
     Raises:
       ValueError: if a concrete argument is outside its range.
 
-    Example:
+    Examples:
       >>> schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
       >>> print(schedule.sparsity(10_000))
       0.9
 
     References:
-      Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_,
+      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
       2017, equation (1).
     """
     return SparsitySchedule(
@@ -317,7 +320,7 @@ def one_shot_schedule(final_sparsity: ArrayLike, step: int) -> SparsitySchedule:
     Raises:
       ValueError: if a concrete argument is outside its range.
 
-    Example:
+    Examples:
       >>> schedule = one_shot_schedule(0.5, step=100)
       >>> print(schedule.sparsity(99), schedule.sparsity(100))
       0.0 0.5
@@ -343,13 +346,13 @@ def custom_schedule(
       every: steps between mask updates, at least 1.
 
     Returns:
-      The schedule; its initial and final sparsity are ``fn(begin_step)`` and
-      ``fn(end_step)``.
+      The schedule; its initial and final sparsity are `fn(begin_step)` and
+      `fn(end_step)`.
 
     Raises:
       ValueError: if a concrete argument is outside its range, or a value of `fn` is.
 
-    Example:
+    Examples:
       >>> import optax
       >>> warmup = optax.linear_schedule(0.0, 0.5, transition_steps=100)
       >>> schedule = custom_schedule(warmup, begin_step=0, end_step=100, every=50)

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 from gradprune_jax._checks import check_sparsity
-from gradprune_jax._fit import check_pattern
-from gradprune_jax._mask_update import update_masks
-from gradprune_jax._rules import Rule, Where, selected_leaves
+from gradprune_jax._mask_update.update import update_masks
+from gradprune_jax._rules.fit import check_pattern
+from gradprune_jax._rules.rule import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._shards import whole
 from gradprune_jax._structures import Structure
+from gradprune_jax._top_k.shards import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,9 @@ def sensitivity(
 ) -> Sensitivity:
     r"""The loss as each parameter alone is pruned to each sparsity, without training.
 
-    .. math:: L_{l, s} = \mathrm{loss}(p_1, \dots, \mathrm{top}_{k(s)}(p_l), \dots)
+    $$
+    L_{l, s} = \mathrm{loss}(p_1, \dots, \mathrm{top}_{k(s)}(p_l), \dots)
+    $$
 
     The picture by which people choose targets layer by layer: a curve that rises early
     is that of a layer to prune less.
@@ -78,20 +80,20 @@ def sensitivity(
       params: the parameters, plain or boxed; there are copies of them in memory, one
         for each sparsity.
       sparsities: fractions of zeros, in [0, 1].
-      where: which parameters, see :class:`Rule`; by default :func:`is_weight`.
+      where: which parameters, see `Rule`; by default `is_weight`.
       structure: which weights are kept together. N:M has one sparsity only, so
-        `sparsities` is that number alone, ``[0.5]`` for 2:4.
+        `sparsities` is that number alone, `[0.5]` for 2:4.
       stack_axis: the axis along which layers are stacked.
       progress: whether to show a progress bar, which needs rich.
 
     Returns:
-      The losses; ``gradprune_jax.report.plot_sensitivity`` draws them.
+      The losses; `gradprune_jax.report.plot_sensitivity` draws them.
 
     Raises:
       ValueError: if an argument is not valid, or nothing is selected.
       ImportError: if `progress` is set and rich is not installed.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
       >>> print(sensitivity(lambda p: -jnp.sum(p["kernel"]), params, [0.25, 0.5]))
       path    25 %  50 %
@@ -100,8 +102,8 @@ def sensitivity(
       loss without pruning: -10
 
     References:
-      Li et al., `Pruning filters for efficient convnets
-      <https://arxiv.org/abs/1608.08710>`_, 2017, section 3.2.
+      Li et al., [Pruning filters for efficient
+      convnets](https://arxiv.org/abs/1608.08710), 2017, section 3.2.
     """
     values = _check_sparsities(sparsities, structure)
     rule = Rule(
@@ -110,7 +112,7 @@ def sensitivity(
         structure=structure,
         stack_axis=stack_axis,
     )
-    named = _paths.named_leaves(params)
+    named = _tree.named_leaves(params)
     own = selected_leaves(rule, params)
     rule = dataclasses.replace(rule, where=None)  # of which the program need not know
     leaves: list[Any]

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 from gradprune_jax._layouts import laid_out_like
 
 
 class GradualPruneState(NamedTuple):
-    """State of :func:`gradual_prune`.
+    """State of `gradual_prune`.
 
     Attributes:
       count: int32 scalar, the number of updates done.
       masks: a tree like the parameters': bool arrays, True where a weight is kept, and
-        ``optax.MaskedNode()`` where a leaf stays dense.
+        `optax.MaskedNode()` where a leaf stays dense.
     """
 
     count: chex.Array
@@ -27,7 +27,7 @@ class GradualPruneState(NamedTuple):
 
 
 class WithGradualPruneState(NamedTuple):
-    """State of :func:`with_gradual_prune`.
+    """State of `with_gradual_prune`.
 
     Attributes:
       inner_state: the state of the wrapped optimizer.
@@ -77,7 +77,7 @@ def masks_by_leaf(masks: Any, params: Any) -> list[Any]:
             "the masks' tree does not fit the parameters'; was the state made by "
             f"init on the same parameters? {error}"
         ) from None
-    for leaf, mask in zip(_paths.named_leaves(params), by_leaf, strict=True):
+    for leaf, mask in zip(_tree.named_leaves(params), by_leaf, strict=True):
         if not is_dense(mask):
             check_fits(leaf.name, leaf.value, mask)
     return by_leaf

@@ -26,7 +26,7 @@ LARGEST_GROUP = 256
 class Unstructured:
     """Every weight by itself, ranked by its magnitude: the paper's choice.
 
-    Example:
+    Examples:
       >>> Unstructured().block_shape((3, 4))
       (1, 1)
     """
@@ -54,12 +54,14 @@ class Unstructured:
 class NM:
     r"""N:M sparsity: of every group of neighbours so many are kept, the largest.
 
-    Gradual, from dense to N:M: when the schedule stands at sparsity :math:`s` of its
-    final :math:`s_f`, each group keeps
+    Gradual, from dense to N:M: when the schedule stands at sparsity $s$ of its
+    final $s_f$, each group keeps
 
-    .. math:: M - \lfloor (M - N) s / s_f \rfloor
+    $$
+    M - \lfloor (M - N) s / s_f \rfloor
+    $$
 
-    weights, so exactly N from `end_step` on. The final sparsity is :math:`1 - N / M`;
+    weights, so exactly N from `end_step` on. The final sparsity is $1 - N / M$;
     a schedule that ends at another is an error.
 
     Hardware wants groups along the axis over which a matrix product sums. The default
@@ -69,15 +71,15 @@ class NM:
     ==============================================  ========================  ==========
     kernel                                          shape                     `axis`
     ==============================================  ========================  ==========
-    ``Dense``, ``nnx.Linear``                       (in, out)                 -2
-    ``Conv``                                        (height, width, in, out)  -2
+    `Dense`, `nnx.Linear`                       (in, out)                 -2
+    `Conv`                                        (height, width, in, out)  -2
     attention's query, key and value                (in, heads, dim)          -3
     attention's out                                 (heads, dim, out)         -2
-    ``DenseGeneral`` from axes A to axes B          (\*A, \*B)                last of A
-    ``Embed``                                       (entries, features)       -1
-    Equinox's and PyTorch's ``Linear``              (out, in)                 1
-    Equinox's and PyTorch's ``Conv2d``              (out, in, height, width)  1
-    Equinox's ``GRUCell``, ``LSTMCell``             (gates, in)               1
+    `DenseGeneral` from axes A to axes B          (\*A, \*B)                last of A
+    `Embed`                                       (entries, features)       -1
+    Equinox's and PyTorch's `Linear`              (out, in)                 1
+    Equinox's and PyTorch's `Conv2d`              (out, in, height, width)  1
+    Equinox's `GRUCell`, `LSTMCell`             (gates, in)               1
     ==============================================  ========================  ==========
 
     Attributes:
@@ -89,15 +91,15 @@ class NM:
     Raises:
       ValueError: if a field is outside its range.
 
-    Example:
+    Examples:
       >>> NM(keep=2, of=4).block_shape((3, 3, 64, 128))
       (1, 1, 4, 1)
       >>> NM(keep=2, of=4, axis=1).block_shape((128, 64, 3, 3))  # Equinox, PyTorch
       (1, 4, 1, 1)
 
     References:
-      Mishra et al., `Accelerating sparse deep neural networks
-      <https://arxiv.org/abs/2104.08378>`_, 2021.
+      Mishra et al., [Accelerating sparse deep neural
+      networks](https://arxiv.org/abs/2104.08378), 2021.
     """
 
     keep: int = 2
@@ -143,21 +145,21 @@ class Block:
     order.
 
     Attributes:
-      shape: the lengths of a block along the last axes, such as ``(4, 4)``; 1 along all
+      shape: the lengths of a block along the last axes, such as `(4, 4)`; 1 along all
         others. On a convolution's HWIO kernel these two are input and output channels.
-      pool: ``"mean"`` or ``"max"``. The mean is summed in integers, so that it does not
+      pool: `"mean"` or `"max"`. The mean is summed in integers, so that it does not
         depend on the order of summation, and is rounded down to float32.
 
     Raises:
       ValueError: if a field is not one of these.
 
-    Example:
+    Examples:
       >>> Block((4, 4)).block_shape((3, 3, 64, 128))
       (1, 1, 4, 4)
 
     References:
-      Narang et al., `Block-sparse recurrent neural networks
-      <https://arxiv.org/abs/1711.02782>`_, 2017.
+      Narang et al., [Block-sparse recurrent neural
+      networks](https://arxiv.org/abs/1711.02782), 2017.
     """
 
     shape: Shape
@@ -200,20 +202,20 @@ class Channel:
       axis: the axis of channels: -1, a kernel's output channels, or -2, its input
         channels; in Equinox and PyTorch 0 and 1. Of a stacked leaf, an axis of its
         slices.
-      pool: how a channel is scored, as for :class:`Block`.
+      pool: how a channel is scored, as for `Block`.
 
     Raises:
       ValueError: if a field is not one of these.
 
-    Example:
+    Examples:
       >>> Channel().block_shape((3, 3, 64, 128))
       (3, 3, 64, 1)
       >>> Channel(axis=0).block_shape((128, 64, 3, 3))  # Equinox, PyTorch
       (1, 64, 3, 3)
 
     References:
-      Li et al., `Pruning filters for efficient convnets
-      <https://arxiv.org/abs/1608.08710>`_, 2017.
+      Li et al., [Pruning filters for efficient
+      convnets](https://arxiv.org/abs/1608.08710), 2017.
     """
 
     axis: int = -1
@@ -295,7 +297,7 @@ def _nearest_group(length: int, of: int) -> str:
 def by(lengths: Shape) -> str:
     """A shape as it is printed.
 
-    Example:
+    Examples:
       >>> by((3, 4)), by(())
       ('3x4', 'scalar')
     """

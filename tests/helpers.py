@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update import update_masks
-from gradprune_jax._shards import whole
+from gradprune_jax._mask_update.update import update_masks
+from gradprune_jax._top_k.shards import whole
 
 # Options for jax.jit that take back what `conftest` turns off.
 AS_FOR_USERS = {"xla_backend_optimization_level": 3}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradprune_jax as gp
-from gradprune_jax._allocation import erk_densities
-from gradprune_jax._segments import Segment
+from gradprune_jax._mask_update.allocation import erk_densities
+from gradprune_jax._mask_update.slices import Segment
 from tests import oracle
 from tests.helpers import enable_x64
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradprune_jax import _arithmetic as arithmetic
-from gradprune_jax._allocation import kept_units
-from gradprune_jax._division import leading_quotient
-from gradprune_jax._floors import least_units
+from gradprune_jax._mask_update.allocation import kept_units
+from gradprune_jax._mask_update.division import leading_quotient
+from gradprune_jax._mask_update.floors import least_units
+from gradprune_jax._top_k import counts as arithmetic
 from tests import oracle
 
 sizes = st.lists(st.integers(0, 2**48), min_size=8, max_size=8)

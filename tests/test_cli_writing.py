@@ -19,8 +19,10 @@ pytest.importorskip("zstandard")
 import safetensors.numpy
 from click.testing import CliRunner
 
-from gradprune_jax import _cli, _files, _safetensors, export
-from gradprune_jax._files import making, replacing, replacing_all
+from gradprune_jax import _cli, export
+from gradprune_jax._files import atomic as _files
+from gradprune_jax._files import safetensors as _safetensors
+from gradprune_jax._files.atomic import making, replacing, replacing_all
 
 KERNEL = np.eye(64, dtype=np.float32)
 WRITING = [
@@ -217,7 +219,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 INTERRUPTED = """
 import atexit, time
-from gradprune_jax import _cli, _safetensors
+from gradprune_jax import _cli
+from gradprune_jax._files import safetensors as _safetensors
 def write(file, *_):
     file.write_bytes(bytes(1000))
     print("writing", flush=True)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax import _rule_step
+from gradprune_jax._mask_update import step as _rule_step
 
 SCHEDULE = gp.polynomial_schedule(0.9, 0, 40, every=4)
 PARAMS = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 48))}}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 from gradprune_jax.demo import data, learners, models, results, training
 
 APIS = ("linen", "nnx")
@@ -133,7 +133,7 @@ def test_both_apis_have_one_network():
         learner = learners.create(api, training_of(64).optimizer(), 0)
         return {
             leaf.name: (leaf.value.shape, leaf.value.dtype)
-            for leaf in _paths.named_leaves(learner.params)
+            for leaf in _tree.named_leaves(learner.params)
         }
 
     assert leaves("linen") == leaves("nnx")
@@ -145,7 +145,7 @@ def test_the_seed_decides_the_initialisation(api):
     shared = training_of(64)
 
     def kernel(seed, tx):
-        leaves = _paths.named_leaves(learners.create(api, tx, seed).params)
+        leaves = _tree.named_leaves(learners.create(api, tx, seed).params)
         return np.concatenate([np.ravel(leaf.value) for leaf in leaves])
 
     dense = kernel(0, shared.optimizer())
@@ -184,8 +184,8 @@ def test_the_window_ends_within_any_training(epochs):
 def test_every_pruned_weight_is_zero(runs):
     _, _, _, pruned = runs
     gp.check_pruned(pruned.params, pruned.opt_state)
-    masks = _paths.named_leaves(gp.get_masks(pruned.opt_state))
-    params = {leaf.name: leaf.value for leaf in _paths.named_leaves(pruned.params)}
+    masks = _tree.named_leaves(gp.get_masks(pruned.opt_state))
+    params = {leaf.name: leaf.value for leaf in _tree.named_leaves(pruned.params)}
     assert len(masks) == 4
     for mask in masks:
         weights = np.asarray(params[mask.name])

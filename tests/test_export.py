@@ -17,7 +17,10 @@ pytest.importorskip("zstandard")
 
 import safetensors.numpy
 
-from gradprune_jax import _bitmask, _load_sparse, _safetensors, export
+from gradprune_jax import export
+from gradprune_jax._files import safetensors as _safetensors
+from gradprune_jax.export import bitmask as _bitmask
+from gradprune_jax.export import load as _load_sparse
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"]
 

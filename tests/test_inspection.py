@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
-from gradprune_jax import _arithmetic, _inspection
+from gradprune_jax import _inspection
+from gradprune_jax._top_k import counts as _arithmetic
 
 SCHEDULE = gp.one_shot_schedule(0.5, 0)
 

@@ -13,9 +13,9 @@ import optax
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax import _allocation as allocation
-from gradprune_jax import _arithmetic as arithmetic
-from gradprune_jax._segments import Segment
+from gradprune_jax._mask_update import allocation
+from gradprune_jax._mask_update.slices import Segment
+from gradprune_jax._top_k import counts as arithmetic
 from tests import oracle
 
 SCHEDULE = gp.polynomial_schedule(0.75, 0, 4, every=1)

@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 
 Layer = collections.namedtuple("Layer", "kernel bias")
 
 
 def names(tree):
-    return [leaf.name for leaf in _paths.named_leaves(tree)]
+    return [leaf.name for leaf in _tree.named_leaves(tree)]
 
 
 class Model(nnx.Module):

@@ -11,8 +11,8 @@ import pytest
 from flax.training.train_state import TrainState
 
 import gradprune_jax as gp
-from gradprune_jax._rules import assign
-from gradprune_jax._weights import WEIGHT_NAMES, warn_of_dense_weights
+from gradprune_jax._rules.rule import assign
+from gradprune_jax._rules.weights import WEIGHT_NAMES, warn_of_dense_weights
 
 SCHEDULE = gp.polynomial_schedule(0.5, 0, 10, every=5)
 PARAMS = {

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax import _arithmetic as arithmetic
-from gradprune_jax import _sampling as sampling
-from gradprune_jax._counting import Units
-from gradprune_jax._magnitudes import largest_ranking_key, ranking_keys
-from gradprune_jax._search import Groups
-from gradprune_jax._shards import whole
+from gradprune_jax._top_k import counts as arithmetic
+from gradprune_jax._top_k import sampling
+from gradprune_jax._top_k.counting import Units
+from gradprune_jax._top_k.keys import largest_ranking_key, ranking_keys
+from gradprune_jax._top_k.search import Groups
+from gradprune_jax._top_k.shards import whole
 from tests import oracle
 from tests.helpers import update_to
 

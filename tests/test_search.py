@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradprune_jax import _arithmetic as arithmetic
-from gradprune_jax._magnitudes import largest_key, magnitude_keys
-from gradprune_jax._search import FREE_PASSES, Bracket, Groups, Guess, search
+from gradprune_jax._top_k import counts as arithmetic
+from gradprune_jax._top_k.keys import largest_key, magnitude_keys
+from gradprune_jax._top_k.search import FREE_PASSES, Bracket, Groups, Guess, search
 
 TOP = largest_key(jnp.float32) + 3  # as the selection starts: above what none reaches
 BOUND = FREE_PASSES + math.ceil(math.log(TOP, 3))

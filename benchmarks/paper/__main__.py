@@ -1,4 +1,4 @@
-"""``python -m benchmarks.paper STUDY``: trains what is not stored yet, and compares."""
+"""`python -m benchmarks.paper STUDY`: trains what is not stored yet, and compares."""
 
 from __future__ import annotations
 

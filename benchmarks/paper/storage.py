@@ -24,7 +24,7 @@ def sizes(leaves: Sequence[np.ndarray]) -> dict[str, int]:
     Returns:
       The bytes by layout: dense, bit mask, compressed sparse rows.
 
-    Example:
+    Examples:
       >>> sizes([np.diag(np.ones(64, np.float32))])
       {'dense': 16384, 'bitmask': 768, 'csr': 772}
     """

@@ -202,7 +202,7 @@ def window(
       steps: of the training.
       begin: the fraction of training after which pruning begins.
       end: the fraction after which the masks stay as they are.
-      **fields: of :func:`gradprune_jax.polynomial_schedule`.
+      **fields: of `polynomial_schedule`.
 
     Returns:
       The schedule, with fifty mask updates if `every` is not given.

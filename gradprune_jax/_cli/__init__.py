@@ -1,4 +1,4 @@
-"""The console command ``gradprune``."""
+"""The console command `gradprune`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Ended(SystemExit):
 
 
 def main() -> None:
-    """Runs the command; without the extra ``cli``, says how to install it."""
+    """Runs the command; without the extra `cli`, says how to install it."""
     try:
         group = build()
     except ImportError as error:
@@ -93,7 +93,7 @@ def build() -> click.Group:
       A click group. Exit status 2 on bad usage, 1 on bad data.
 
     Raises:
-      ImportError: if click or another library of the extra ``cli`` is missing.
+      ImportError: if click or another library of the extra `cli` is missing.
     """
     import click
 
@@ -102,9 +102,9 @@ def build() -> click.Group:
     import gradprune_jax
     from gradprune_jax._cli import diff, pack, plan, prune, report
     from gradprune_jax._cli.checkpoints import CheckpointError
-    from gradprune_jax._table import printable
     from gradprune_jax.demo import command
     from gradprune_jax.demo.data import DataError
+    from gradprune_jax.report.table import printable
 
     class Group(click.Group):
         """Ends with one line and status 1 where data or files are at fault."""

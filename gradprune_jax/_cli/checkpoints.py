@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from gradprune_jax._cli import orbax_folder
-from gradprune_jax._load_sparse import open_sparse
-from gradprune_jax._safetensors import Spec, StoredArray, checked_shape, shortened
+from gradprune_jax._files.safetensors import Spec, StoredArray, checked_shape, shortened
+from gradprune_jax.export.load import open_sparse
 
 Path = tuple[str, ...]
 
@@ -76,7 +76,7 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, Any]:
-        """The tree of their shapes, as ``jax.eval_shape`` gives them."""
+        """The tree of their shapes, as `jax.eval_shape` gives them."""
         return nested(
             self.file,
             {
@@ -91,7 +91,7 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
 
     Args:
       file: the file or folder.
-      params: where the parameters are in it, keys joined by ``/``; ``"/"`` is all of
+      params: where the parameters are in it, keys joined by `/`; `"/"` is all of
         it. None is the key "params" nearest to the root, outside an optimizer's state;
         without one, all.
 

@@ -1,4 +1,4 @@
-"""``gradprune diff``: how far two checkpoints keep the same weights."""
+"""`gradprune diff`: how far two checkpoints keep the same weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.text import Text
 
 from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import CheckpointError, open_checkpoint
-from gradprune_jax._safetensors import StoredArray
-from gradprune_jax._table import printable
+from gradprune_jax._files.safetensors import StoredArray
+from gradprune_jax.report.table import printable
 
 
 class _Overlap(NamedTuple):

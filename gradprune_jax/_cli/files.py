@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 from gradprune_jax._cli.checkpoints import Checkpoint
-from gradprune_jax._safetensors import StoredArray
-from gradprune_jax._table import printable
+from gradprune_jax._files.safetensors import StoredArray
+from gradprune_jax.report.table import printable
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -12,9 +12,9 @@ from typing import Any, get_args
 import click
 
 import gradprune_jax as gp
-from gradprune_jax._fit import check_pattern
-from gradprune_jax._rules import Allocation
-from gradprune_jax._table import printable
+from gradprune_jax._rules.fit import check_pattern
+from gradprune_jax._rules.rule import Allocation
+from gradprune_jax.report.table import printable
 
 _PATTERN = r"(\d+):(\d+)"
 
@@ -77,7 +77,7 @@ def pattern(context: click.Context, parameter: click.Parameter, value: str) -> g
 
 
 def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a rule for pruning at once; see :func:`rule`."""
+    """Adds the options of a rule for pruning at once; see `rule`."""
     options = (
         click.option(
             "--sparsity",
@@ -143,7 +143,7 @@ def rule(
     min_density: float,
     is_torch: bool = False,
 ) -> gp.Rule:
-    """The rule that the options of :func:`rule_options` describe.
+    """The rule that the options of `rule_options` describe.
 
     By default axes are those of Flax's kernels, (..., in, out), or of PyTorch's
     weights, (out, in, ...).

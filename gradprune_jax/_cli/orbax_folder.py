@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradprune_jax import _paths
-from gradprune_jax._safetensors import Spec, StoredArray, checked_shape
+from gradprune_jax import _tree
+from gradprune_jax._files.safetensors import Spec, StoredArray, checked_shape
 
 # What orbax writes beside the arrays of a tree.
 _TREE = "_METADATA"
@@ -25,7 +25,7 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
     """The arrays of a checkpoint by path, none of them read yet.
 
     Args:
-      folder: of one tree, or of one step of a ``CheckpointManager`` with one tree.
+      folder: of one tree, or of one step of a `CheckpointManager` with one tree.
 
     Returns:
       The arrays.
@@ -40,7 +40,7 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
     folder = _tree_folder(folder.resolve())
     specs = {}
     paths = {}
-    for position, leaf in enumerate(_paths.named_leaves(_metadata(folder))):
+    for position, leaf in enumerate(_tree.named_leaves(_metadata(folder))):
         shape, dtype = (getattr(leaf.value, name, None) for name in ("shape", "dtype"))
         if shape is not None and dtype is not None:
             shape = checked_shape(leaf.name, shape)

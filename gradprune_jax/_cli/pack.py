@@ -1,4 +1,4 @@
-"""``gradprune pack`` and ``unpack``: to a sparse file, and back."""
+"""`gradprune pack` and `unpack`: to a sparse file, and back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import get_args
 
 import click
 
-from gradprune_jax import _safetensors
 from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import blaming, open_checkpoint
-from gradprune_jax._files import replacing
-from gradprune_jax._save_sparse import Layout, write_sparse
-from gradprune_jax._table import printable
+from gradprune_jax._files import safetensors as _safetensors
+from gradprune_jax._files.atomic import replacing
+from gradprune_jax.export.save import Layout, write_sparse
+from gradprune_jax.report.table import printable
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""``gradprune plan``: what rules would do to a model."""
+"""`gradprune plan`: what rules would do to a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import gradprune_jax as gp
 from gradprune_jax._cli import options
 from gradprune_jax._cli.checkpoints import blaming
 from gradprune_jax._cli.shapes import open_shapes
-from gradprune_jax._table import printable
+from gradprune_jax.report.table import printable
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""``gradprune prune``: the selection of one mask update, on a checkpoint."""
+"""`gradprune prune`: the selection of one mask update, on a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 import gradprune_jax as gp
-from gradprune_jax import _paths, _safetensors
+from gradprune_jax import _tree
 from gradprune_jax._checks import enable_x64
 from gradprune_jax._cli import files, options, rows
 from gradprune_jax._cli.checkpoints import (
@@ -26,11 +26,12 @@ from gradprune_jax._cli.checkpoints import (
     blaming,
     open_checkpoint,
 )
-from gradprune_jax._files import replacing
+from gradprune_jax._files import safetensors as _safetensors
+from gradprune_jax._files.atomic import replacing
+from gradprune_jax._files.safetensors import StoredArray
 from gradprune_jax._prune import select_masks
-from gradprune_jax._rules import selected_leaves
-from gradprune_jax._safetensors import StoredArray
-from gradprune_jax._table import Row, draw_table
+from gradprune_jax._rules.rule import selected_leaves
+from gradprune_jax.report.table import Row, draw_table
 
 
 @click.command()
@@ -90,7 +91,7 @@ def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
     Under uniform allocation a leaf needs no other. Else the masks come first, from all
     leaves of the rule together, and each leaf is read once more.
     """
-    leaves = _paths.named_leaves(checkpoint.shapes)
+    leaves = _tree.named_leaves(checkpoint.shapes)
     arrays = checkpoint.arrays
     selected = [
         leaves[i].path

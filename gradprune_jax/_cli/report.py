@@ -1,4 +1,4 @@
-"""``gradprune report``: how sparse a checkpoint is, its pattern, and its bytes."""
+"""`gradprune report`: how sparse a checkpoint is, its pattern, and its bytes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rich.table import Column, Table
 
 import gradprune_jax as gp
 from gradprune_jax import report as pictures
-from gradprune_jax._bitmask import nonzero_bits
 from gradprune_jax._cli import files, options, rows
 from gradprune_jax._cli.checkpoints import Checkpoint, CheckpointError, open_checkpoint
-from gradprune_jax._files import replacing
-from gradprune_jax._safetensors import StoredArray
-from gradprune_jax._storage import StorageReport, measure
-from gradprune_jax._table import Row, draw_table, printable, sparsity_of
+from gradprune_jax._files.atomic import replacing
+from gradprune_jax._files.safetensors import StoredArray
+from gradprune_jax.export.bitmask import nonzero_bits
+from gradprune_jax.export.storage import StorageReport, measure
+from gradprune_jax.report.table import Row, draw_table, printable, sparsity_of
 
 _PICTURES = (".png", ".svg", ".pdf")
 

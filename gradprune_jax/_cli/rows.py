@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradprune_jax._table import Row, sparsity_of
+from gradprune_jax.report.table import Row, sparsity_of
 
 
 def as_dict(rows: Sequence[Row]) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from gradprune_jax._cli.checkpoints import (
     open_checkpoint,
     walk,
 )
-from gradprune_jax._safetensors import checked_shape
+from gradprune_jax._files.safetensors import checked_shape
 
 
 def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]:
     """The tree of shapes that a JSON file lists, or that a checkpoint's arrays have.
 
     In JSON a shape is a list of integers, of float32, or an object with `shape` and
-    `dtype`, at a path of keys or under one name of keys joined by ``/``.
+    `dtype`, at a path of keys or under one name of keys joined by `/`.
     """
     if not file.is_file() or file.suffix.lower() != ".json":
         return open_checkpoint(file, params).shapes

@@ -1,4 +1,4 @@
-"""``gradprune demo``: trains one network twice, and shows what pruning did to it."""
+"""`gradprune demo`: trains one network twice, and shows what pruning did to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import gradprune_jax as gp
 from gradprune_jax import report
 from gradprune_jax._cli import options
 from gradprune_jax._cli.files import check_free
-from gradprune_jax._files import replacing
+from gradprune_jax._files.atomic import replacing
 from gradprune_jax.demo import data, figure, learners, results, training
 
 _PICTURE = "demo.png"

@@ -77,7 +77,7 @@ def load(folder: pathlib.Path | None = None) -> Dataset:
     Raises:
       DataError: if a file is missing or is not what its name promises.
 
-    Example:
+    Examples:
       >>> dataset = load()
       >>> len(dataset.train_images), len(dataset.test_images)
       (8000, 2000)

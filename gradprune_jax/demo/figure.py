@@ -40,7 +40,7 @@ def draw(dense: Run, pruned: Run, summary: dict[str, Any]) -> Figure:
       summary: what `results.summarise` returned for them.
 
     Returns:
-      A figure for ``figure.savefig``, tied to no window and no global state.
+      A figure for `figure.savefig`, tied to no window and no global state.
 
     Raises:
       ImportError: if matplotlib is not installed.

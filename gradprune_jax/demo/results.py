@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import gradprune_jax as gp
-from gradprune_jax import _paths
+from gradprune_jax import _tree
 from gradprune_jax._masks import pair_with_masks
 from gradprune_jax._state import is_dense
 
@@ -80,7 +80,7 @@ def curves(dense: Run, pruned: Run) -> dict[str, Any]:
 
 def mask_of(run: Run, path: str) -> np.ndarray:
     """The mask of one parameter of the pruned run, bool of the parameter's shape."""
-    masks = _paths.named_leaves(gp.get_masks(run.opt_state), is_dense)
+    masks = _tree.named_leaves(gp.get_masks(run.opt_state), is_dense)
     return np.asarray(next(leaf.value for leaf in masks if leaf.name == path))
 
 

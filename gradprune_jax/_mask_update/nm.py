@@ -1,0 +1,78 @@
+"""Pattern: the largest weights of every group of neighbours, for N:M sparsity.
+
+A weight is kept if fewer than N of its group come before it. Each is compared with all
+of its group, so nothing is sorted or moved, and groups know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gradprune_jax._structures import NM
+from gradprune_jax._top_k.counts import float32_parts
+from gradprune_jax._top_k.summation import LONGEST_GROUP, split_axis
+
+
+def group_kept(
+    structure: NM, sparsity: jax.Array, final_sparsity: jax.Array
+) -> jax.Array:
+    r"""How many weights each group keeps when a schedule stands at a sparsity.
+
+    $$
+    M - \lfloor (M - N) s / s_f \rfloor
+    $$
+
+    exactly, in integers: in float32 many a pattern would end one too high.
+
+    Args:
+      structure: the pattern, N of M.
+      sparsity: float32, s.
+      final_sparsity: float32 scalar, $s_f$.
+
+    Returns:
+      int32, N wherever s is at least $s_f$.
+
+    Examples:
+      >>> sparsities = jnp.array([0.0, 0.3, 0.5])
+      >>> print(group_kept(NM(2, 4), sparsities, sparsities[-1]))
+      [4 3 2]
+    """
+    pruned = structure.of - structure.keep
+    mantissa, exponent = float32_parts(sparsity)
+    final_mantissa, final_exponent = float32_parts(final_sparsity)
+    reached = (mantissa * pruned) >> jnp.clip(final_exponent - exponent, 0, 31)
+    so_far = reached // jnp.maximum(final_mantissa, 1)
+    is_final = sparsity >= final_sparsity
+    return structure.of - jnp.where(is_final, pruned, so_far).astype(jnp.int32)
+
+
+def largest_of_groups(
+    keys: jax.Array, axis: int, of: int, kept: jax.Array
+) -> jax.Array:
+    """Marks the `kept` largest keys of every group, of equal ones the first.
+
+    Args:
+      keys: unsigned integers.
+      axis: the axis along which neighbours form groups.
+      of: the length of a group, which divides that axis.
+      kept: int32 scalar.
+
+    Returns:
+      bool of the shape of `keys`.
+    """
+    shape = keys.shape
+    grouped = split_axis(keys, axis, of)
+    mine = jnp.expand_dims(grouped, axis + 2)
+    position = jnp.arange(of)
+    rank = jnp.zeros_like(grouped, dtype=jnp.int32)
+    for start in range(0, of, LONGEST_GROUP):  # what XLA sums without writing it first
+        others = jax.lax.slice_in_dim(
+            grouped, start, min(start + LONGEST_GROUP, of), axis=axis + 1
+        )
+        other = jnp.expand_dims(others, axis + 1)
+        earlier = position[None, start : start + LONGEST_GROUP] < position[:, None]
+        earlier = earlier.reshape(*earlier.shape, *[1] * (len(shape) - axis - 1))
+        before = jnp.where(earlier, other >= mine, other > mine)
+        rank += jnp.sum(before, axis=axis + 2, dtype=jnp.int32)
+    return (rank < kept).reshape(shape)

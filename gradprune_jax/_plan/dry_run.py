@@ -1,0 +1,260 @@
+"""Dry run: the plan of a training, from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gradprune_jax import _tree
+from gradprune_jax._checks import is_traced
+from gradprune_jax._mask_update.allocation import LARGEST_LEAF, final_total, final_units
+from gradprune_jax._mask_update.slices import Segment
+from gradprune_jax._plan.plan import LeafPlan, Plan
+from gradprune_jax._rules.rule import Allocation, Rule, Where, as_rules, assign
+from gradprune_jax._rules.weights import unmatched_matrices
+from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._structures import (
+    NM,
+    Structure,
+    Unstructured,
+    leaf_block,
+)
+from gradprune_jax._transform.links import ScheduleOrRules
+
+
+def plan(
+    schedule_or_rules: ScheduleOrRules,
+    params: Any,
+    *,
+    total_steps: int | None = None,
+    where: Where | None = None,
+    structure: Structure | None = None,
+    allocation: Allocation = "uniform",
+    stack_axis: int | None = None,
+    min_density: float = 0.0,
+    min_per_channel: int = 0,
+    output_axis: int | None = None,
+) -> Plan:
+    """A dry run: which parameters are pruned, how far, when, and at what cost.
+
+    Args:
+      schedule_or_rules: as for `gradual_prune`, and so the fields of a rule.
+      params: parameters, or their shapes from `jax.eval_shape`.
+      total_steps: the number of optimizer updates of the training, to check that the
+        last mask update falls within it.
+      where: which parameters to prune.
+      structure: which weights are kept together.
+      allocation: how the sparsity is shared out.
+      stack_axis: the axis along which layers are stacked, in all leaves that are
+        pruned; a rule for stacked leaves and one for others say it apart.
+      min_density: the fraction that each leaf keeps at least.
+      min_per_channel: the weights that each output channel keeps at least.
+      output_axis: the axis of output channels; None is the last.
+
+    Returns:
+      The plan; `print(plan(...))` shows it as a table, with lines on what looks
+      wrong: weights that no rule matches, and axes that may be others than meant.
+
+    Raises:
+      ValueError: if a rule matches nothing or a leaf that cannot be pruned, the window
+        does not end within `total_steps`, a number is traced, a shape is none, or a
+        leaf is larger than a mask update can rank.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from gradprune_jax import polynomial_schedule
+      >>> shapes = {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+      >>> print(plan(polynomial_schedule(0.75, 0, 100, every=50), shapes))
+      path    shape  dtype    rule  structure     sparsity  kept
+      ------  -----  -------  ----  ------------  --------  ----
+      kernel  8x4    float32  0     Unstructured  75.00 %   8
+      rule 0 (where=is_weight, uniform): keeps 8 of 32 weights
+        updates masks 3 times, steps 0 to 100
+      total: 8 of 32 weights kept; masks take 32 bytes
+    """
+    rules = as_rules(
+        schedule_or_rules,
+        where=where,
+        structure=structure,
+        allocation=allocation,
+        stack_axis=stack_axis,
+        min_density=min_density,
+        min_per_channel=min_per_channel,
+        output_axis=output_axis,
+    )
+    for position, rule in enumerate(rules):
+        _check_schedule(position, rule.schedule, total_steps)
+        _check_floors(position, rule)
+    named = _tree.named_leaves(params)
+    for named_leaf in named:
+        _check_shape(named_leaf)
+    missed = {leaf.name for leaf in unmatched_matrices(rules, params)}
+    leaves = [_dense(leaf, leaf.name in missed) for leaf in named]
+    assigned = assign(rules, params)
+    totals: list[tuple[int | None, int | None]] = []
+    for position, rule in enumerate(rules):
+        own = [i for i, owner in enumerate(assigned) if owner == position]
+        planned, *total = _plan_rule(position, rule, [leaves[i] for i in own])
+        totals.append((total[0], total[1]))
+        for i, leaf in zip(own, planned, strict=True):
+            leaves[i] = leaf
+    return Plan(
+        leaves=tuple(leaves),
+        rules=rules,
+        kept_units=tuple(units for units, _ in totals),
+        kept=tuple(weights for _, weights in totals),
+        update_steps=tuple(
+            () if rule.schedule is None else rule.schedule.update_steps
+            for rule in rules
+        ),
+        mask_bytes=sum(leaf.size for leaf in leaves if leaf.rule is not None),
+    )
+
+
+def _check_shape(leaf: _tree.Leaf) -> None:
+    """Refuses a shape that no array has, as files and hand-written shapes may."""
+    shape = np.shape(leaf.value)
+    if not all(isinstance(n, int | np.integer) and type(n) is not bool for n in shape):
+        raise ValueError(f"{leaf.name!r} has shape {shape}; lengths must be integers.")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{leaf.name!r} has shape {shape}; no length is below 0.")
+
+
+def _dense(leaf: _tree.Leaf, is_missed: bool) -> LeafPlan:
+    """A parameter that stays as it is."""
+    shape = np.shape(leaf.value)
+    size = int(np.prod(shape, dtype=object))
+    return LeafPlan(
+        path=leaf.name,
+        shape=shape,
+        dtype=_dtype(leaf.value),
+        size=size,
+        rule=None,
+        structure=None,
+        final_sparsity=0.0,
+        units=size,
+        kept_units=size,
+        kept=size,
+        is_missed=is_missed,
+    )
+
+
+def _dtype(value: Any) -> Any:
+    """The dtype of a parameter or of a Python number; no values are read."""
+    return value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+
+
+def _plan_rule(
+    position: int, rule: Rule, leaves: Sequence[LeafPlan]
+) -> tuple[list[LeafPlan], int | None, int | None]:
+    """The plans of a rule's leaves, and the units and weights that all of them keep."""
+    schedule = rule.schedule
+    if schedule is None:
+        return [], None, None
+    blocks = [_unit(rule, leaf) for leaf in leaves]
+    segments = [_segments(rule, leaf) for leaf in leaves]
+    for leaf, of_leaf in zip(leaves, segments, strict=True):
+        _check_size(rule, leaf, of_leaf)
+    of_all = [segment for of_leaf in segments for segment in of_leaf]
+    each = final_units(rule, of_all)
+    ends = np.cumsum([0, *map(len, segments)])
+    is_uniform = rule.allocation != "erk" and not isinstance(rule.structure, NM)
+    plans = []
+    for i, (leaf, block) in enumerate(zip(leaves, blocks, strict=True)):
+        units = sum(segment.units for segment in segments[i])
+        kept = None if each is None else sum(each[ends[i] : ends[i + 1]])
+        final = float(np.float32(schedule.highest_sparsity))
+        if kept is not None and (rule.min_per_channel or not is_uniform):
+            final = 1 - kept / max(units, 1)
+        plans.append(
+            dataclasses.replace(
+                leaf,
+                rule=position,
+                structure=rule.structure or Unstructured(),
+                final_sparsity=final,
+                units=units,
+                kept_units=kept,
+                kept=_weights_of(kept, {_unit_size(leaf, block)}),
+            )
+        )
+    total = final_total(rule, of_all)
+    weights = [leaf.kept for leaf in plans if leaf.kept is not None]
+    if len(weights) == len(plans):
+        return plans, total, sum(weights)
+    sizes = {_unit_size(*pair) for pair in zip(leaves, blocks, strict=True)}
+    return plans, total, _weights_of(total, sizes)
+
+
+def _unit(rule: Rule, leaf: LeafPlan) -> tuple[int, ...]:
+    """The shape of what is counted of a leaf: under N:M, weights."""
+    structure: Structure = Unstructured()
+    if rule.structure is not None and not isinstance(rule.structure, NM):
+        structure = rule.structure
+    return leaf_block(structure, leaf.shape, rule.stack_axis)
+
+
+def _segments(rule: Rule, leaf: LeafPlan) -> list[Segment]:
+    """The slices of a leaf, or the leaf itself."""
+    axis = rule.stack_axis
+    return [Segment.of_leaf(rule, leaf.shape)] * (
+        1 if axis is None else leaf.shape[axis]
+    )
+
+
+def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:
+    """The weights of every unit of a leaf; None if some are cut short."""
+    if any(size % length for size, length in zip(leaf.shape, block, strict=True)):
+        return None
+    return math.prod(block)
+
+
+def _check_size(rule: Rule, leaf: LeafPlan, segments: Sequence[Segment]) -> None:
+    """Refuses a leaf of more weights or blocks than a mask update can rank."""
+    units = max((segment.units for segment in segments), default=0)
+    if units > LARGEST_LEAF and not isinstance(rule.structure, NM):
+        raise ValueError(
+            f"{leaf.path!r} has {units:,} weights or blocks that are ranked together; "
+            f"at most {LARGEST_LEAF:,} can be. Split it, or give its stack_axis."
+        )
+
+
+def _weights_of(units: int | None, unit_sizes: set[int | None]) -> int | None:
+    """The weights of so many units, if all units have one known size."""
+    if units is None or None in unit_sizes or len(unit_sizes) != 1:
+        return None
+    (size,) = unit_sizes
+    return units * (size or 0)
+
+
+def _check_floors(position: int, rule: Rule) -> None:
+    """Refuses a rule whose floors are known only when a program runs."""
+    for name in ("min_density", "min_per_channel"):
+        if is_traced(getattr(rule, name)):
+            raise ValueError(
+                f"{name} of rule {position} is traced; plan needs numbers."
+            )
+
+
+def _check_schedule(
+    position: int, schedule: SparsitySchedule | None, total_steps: int | None
+) -> None:
+    """Refuses a schedule that cannot be planned, or does not end within training."""
+    if schedule is None:
+        return
+    if not schedule.is_concrete:
+        raise ValueError(
+            f"the schedule of rule {position} has traced fields; plan needs numbers."
+        )
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(f"total_steps is {total_steps}; it must be at least 1.")
+    if total_steps is not None and schedule.end_step >= total_steps:
+        raise ValueError(
+            f"the schedule of rule {position} has end_step={schedule.end_step}, but "
+            f"the last of {total_steps} updates is step {total_steps - 1}: its final "
+            f"mask update would never happen. Set end_step to {total_steps - 1} or "
+            "less."
+        )

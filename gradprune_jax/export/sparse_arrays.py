@@ -1,0 +1,106 @@
+"""Parameters with sparse kernels as arrays of `jax.experimental.sparse`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import sparse
+
+from gradprune_jax import _tree
+from gradprune_jax._checks import check_fraction, is_traced
+from gradprune_jax._rules.weights import is_weight
+
+
+def to_bcoo(params: Any, *, max_density: float = 0.5) -> Any:
+    """Parameters with sparse kernels as `BCOO`: non-zeros and their indices.
+
+    For `kernel @ x` and its like, outside Flax modules, whose layers want arrays. A
+    sparse product is faster than a dense one only at densities of a few per cent, and
+    on a CPU or GPU; measure it.
+
+    Args:
+      params: parameters, plain or boxed; not traced.
+      max_density: the fraction of non-zeros above which a kernel stays as it is.
+
+    Returns:
+      The tree with every weight (see `is_weight`) of at most that density as a
+      BCOO of exactly its non-zeros; other leaves as they are.
+
+    Raises:
+      ValueError: if the parameters are traced, or `max_density` is no fraction.
+
+    Examples:
+      >>> kernel = jnp.array([[0.0, 2.0], [0.0, 0.0]])
+      >>> sparse_params = to_bcoo({"kernel": kernel, "bias": jnp.ones(2)})
+      >>> sparse_params["kernel"]
+      BCOO(float32[2, 2], nse=1)
+      >>> print(sparse_params["kernel"] @ jnp.ones(2))
+      [2. 0.]
+    """
+    return _map_sparse(_bcoo, params, max_density, most_axes=None)
+
+
+def to_bcsr(params: Any, *, max_density: float = 0.5) -> Any:
+    """Parameters with sparse matrices as `BCSR`: compressed sparse rows.
+
+    Args:
+      params: parameters, plain or boxed; not traced.
+      max_density: the fraction of non-zeros above which a kernel stays as it is.
+
+    Returns:
+      As `to_bcoo`, with a BCSR for each matrix; kernels of more than two axes
+      stay as they are.
+
+    Raises:
+      ValueError: if the parameters are traced, or `max_density` is no fraction.
+
+    Examples:
+      >>> to_bcsr({"kernel": jnp.array([[0.0, 2.0], [0.0, 0.0]])})["kernel"]
+      BCSR(float32[2, 2], nse=1)
+    """
+    return _map_sparse(_bcsr, params, max_density, most_axes=2)
+
+
+def _map_sparse(
+    convert: Callable[..., Any],
+    params: Any,
+    max_density: float,
+    most_axes: int | None,
+) -> Any:
+    """The tree with `convert(array)` in place of sparse weights."""
+    check_fraction("max_density", max_density)
+    leaves = []
+    for leaf in _tree.named_leaves(params):
+        if is_traced(leaf.value):
+            raise ValueError(
+                "the number of non-zeros is read from the parameters, which jit hides; "
+                "convert them outside."
+            )
+        leaves.append(leaf.value)
+        if not hasattr(leaf.value, "shape") or not is_weight(leaf.path, leaf.value):
+            continue
+        array = np.asarray(leaf.value)
+        is_matrix = most_axes is None or array.ndim <= most_axes
+        if is_matrix and np.count_nonzero(array) <= max_density * array.size:
+            leaves[-1] = convert(array)
+    treedef: Any = jax.tree.structure(params)
+    return treedef.unflatten(leaves)
+
+
+def _bcoo(array: np.ndarray) -> sparse.BCOO:
+    """The non-zeros found by NumPy: XLA takes the smallest numbers for zeros."""
+    places = np.nonzero(array)
+    return sparse.BCOO(
+        (jnp.asarray(array[places]), jnp.asarray(np.stack(places, -1), jnp.int32)),
+        shape=array.shape,
+        indices_sorted=True,
+        unique_indices=True,
+    )
+
+
+def _bcsr(array: np.ndarray) -> sparse.BCSR:
+    return sparse.BCSR.from_bcoo(_bcoo(array))
