@@ -14,8 +14,7 @@ from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
 from gradprune_jax._state import is_dense
-from gradprune_jax._top_k import counts as arithmetic
-from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.counts import Count, count_true
 from gradprune_jax._top_k.keys import is_nonzero
 
 
@@ -47,7 +46,7 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
             name = leaf.name if leaf.name != "total" else "['total']"
             zeros[name] = _count_zeros(leaf.value)
             sizes[name] = np.size(leaf.value)
-    total = functools.reduce(_add, _together(list(zeros.values())), _exactly(0))
+    total = functools.reduce(_add, _together(list(zeros.values())), Count.of(0))
     fractions = {name: _fraction(zeros[name], sizes[name]) for name in zeros}
     return fractions | {"total": _fraction(total, sum(sizes.values()))}
 
@@ -148,7 +147,7 @@ def check_pruned(params: Any, opt_state: Any) -> None:
             continue
         found = _failures(leaf, None if is_dense(mask) else mask)
         for failure, count in found._asdict().items():
-            if number := int(arithmetic.as_integer(count)):
+            if number := int(count.integers()):
                 failures.append(f"{name!r}: {number} {_FAILURES[failure][0]}")
                 advice[failure] = _FAILURES[failure][1]
     if failures:
@@ -219,7 +218,7 @@ def _failures(leaf: jax.Array, mask: jax.Array | None) -> _Failures:
     """Count what breaks the promise in one leaf; a dense leaf has no mask."""
     finite = jnp.isfinite(leaf)
     if mask is None:
-        return _Failures(count_true(~finite), _exactly(0), _exactly(0))
+        return _Failures(count_true(~finite), Count.of(0), Count.of(0))
     nonzero = is_nonzero(leaf)
     mask = laid_out_like(mask, leaf)
     return _Failures(
@@ -229,47 +228,18 @@ def _failures(leaf: jax.Array, mask: jax.Array | None) -> _Failures:
     )
 
 
-def count_true(flags: jax.Array) -> Count:
-    r"""How many flags are True, exact for up to $2^{40}$ flags.
-
-    A sum in uint32 wraps at $2^{32}$. So it is taken along some axes only, which
-    together are shorter; what it leaves is summed in two parts, the lower bits and the
-    upper ones.
-    """
-    axes: list[int] = []
-    length = 1
-    for axis in sorted(range(flags.ndim), key=lambda axis: -flags.shape[axis]):
-        if length * flags.shape[axis] < 2**32:
-            axes.append(axis)
-            length *= flags.shape[axis]
-    partial = jnp.sum(flags, axis=tuple(axes), dtype=jnp.uint32)
-    if not partial.ndim:
-        return arithmetic.from_uint32(partial)
-    bits = min(16, 32 - (partial.size - 1).bit_length())
-    lower = jnp.sum(partial & (2**bits - 1), dtype=jnp.uint32)
-    upper = jnp.sum(partial >> bits, dtype=jnp.uint32)
-    shifted = Count(upper >> (32 - bits), upper << bits)
-    return arithmetic.add(shifted, arithmetic.from_uint32(lower))
-
-
 def _fraction(count: Count, size: int) -> jax.Array:
     """A count over a size, float32: exactly 1 of all, and 0 of nothing."""
-    return _ratio(count, _exactly(max(size, 1)))
+    return _ratio(count, Count.of(max(size, 1)))
 
 
 @jax.jit
 def _ratio(count: Count, size: Count) -> jax.Array:
     """Both are rounded alike, so that equal counts give exactly 1."""
-    return arithmetic.as_float(count) / arithmetic.as_float(size)
+    return count.as_float() / size.as_float()
 
 
-def _exactly(number: int) -> Count:
-    """A Python integer as a count."""
-    lanes: Any = map(np.uint32, divmod(number, 2**32))
-    return Count(*lanes)
-
-
-_add = jax.jit(arithmetic.add)
+_add = jax.jit(Count.__add__)
 
 
 def _together(scalars: Any) -> Any:

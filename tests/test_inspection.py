@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
 from gradprune_jax import _inspection
-from gradprune_jax._top_k import counts as _arithmetic
+from gradprune_jax._top_k.counts import Count, count_true
 
 SCHEDULE = gp.one_shot_schedule(0.5, 0)
 
@@ -287,20 +287,20 @@ class TestSparsity:
 
         counts = jax.tree.map(
             int,
-            [_arithmetic.as_integer(count) for count in revived(jnp.float32(1))],
+            [count.integers() for count in revived(jnp.float32(1))],
         )
         assert counts == [0, 2**34, 0]
 
     @pytest.mark.parametrize("shape", [(), (0, 3), (5,), (70_000, 3)], ids=str)
     def test_counts_are_those_of_numpy(self, shape):
         flags = np.random.default_rng(0).random(shape) < 0.7
-        count = jax.jit(_inspection.count_true)(jnp.asarray(flags))
-        assert _arithmetic.as_integer(count) == np.sum(flags)
+        count = jax.jit(count_true)(jnp.asarray(flags))
+        assert count.integers() == np.sum(flags)
 
     def test_all_is_exactly_1_at_any_size(self):
         for size in (2**24 + 1, 2**32 - 1, 3 * 2**33 + 12_345):
             lanes = map(jnp.uint32, divmod(size, 2**32))
-            assert _inspection._fraction(_arithmetic.Count(*lanes), size) == 1
+            assert _inspection._fraction(Count(*lanes), size) == 1
 
     def test_of_leaves_on_different_devices(self):
         """JAX adds no scalars of different devices, nor of another order of them."""

@@ -15,7 +15,6 @@ import pytest
 import gradprune_jax as gp
 from gradprune_jax._mask_update import allocation
 from gradprune_jax._mask_update.slices import Segment
-from gradprune_jax._top_k import counts as arithmetic
 from tests import oracle
 
 SCHEDULE = gp.polynomial_schedule(0.75, 0, 4, every=1)
@@ -55,7 +54,7 @@ def kept_by(rule, step):
     if rule.allocation == "erk":
         segments = [Segment.of_leaf(rule, s) for s in SHAPES.values()]
         budget = allocation.allocate(rule, segments, jnp.int32(step))
-        return list(arithmetic.as_integer(budget.kept))
+        return list(budget.kept.integers())
     return None
 
 

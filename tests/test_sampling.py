@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax._top_k import counts as arithmetic
 from gradprune_jax._top_k import sampling
 from gradprune_jax._top_k.counting import Units
+from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.keys import largest_ranking_key, ranking_keys
 from gradprune_jax._top_k.search import Groups
 from gradprune_jax._top_k.shards import whole
@@ -110,7 +110,7 @@ def test_the_guess_is_close(family, sparsity):
     kept = round(weights.size * (1 - sparsity))
     top = np.array([largest_ranking_key(jnp.float32) + 3], np.uint32)
     guess = sampling.guess_thresholds(
-        [units_of(weights, mask)], arithmetic.as_count([kept]), Groups(1, False), top
+        [units_of(weights, mask)], Count.of([kept]), Groups(1, False), top
     )
     keys = np.where(mask, np.abs(weights), 0).astype(np.float32).view(np.uint32)
     at_low, at_high = (int((keys >= t[0]).sum()) for t in (guess.low, guess.high))
@@ -120,7 +120,7 @@ def test_the_guess_is_close(family, sparsity):
 
 
 def test_small_leaves_and_many_leaves_are_searched_without_a_sample():
-    kept, top = arithmetic.as_count([5] * 65), np.full(65, 2**31, np.uint32)
+    kept, top = Count.of([5] * 65), np.full(65, 2**31, np.uint32)
     small = units_of(np.ones((300, 300), np.float32), np.ones((300, 300), bool))
     guess = functools.partial(sampling.guess_thresholds, top=top)
     assert guess([small], kept, Groups(1, False)) is None

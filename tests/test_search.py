@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradprune_jax._top_k import counts as arithmetic
+from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.keys import largest_key, magnitude_keys
 from gradprune_jax._top_k.search import FREE_PASSES, Bracket, Groups, Guess, search
 
@@ -65,7 +65,7 @@ def run(keys, wanted, **options):
         bracket = search(
             counter(keys, calls),
             start(len(keys)),
-            arithmetic.as_count([wanted]),
+            Count.of([wanted]),
             Groups(1, False),
             **options,
         )
@@ -113,7 +113,7 @@ def test_sixteen_bits_take_fourteen_passes_at_most():
             search(
                 counter(keys, calls),
                 start(len(keys))._replace(high=top),
-                arithmetic.as_count([wanted]),
+                Count.of([wanted]),
                 Groups(1, False),
             )
         assert len(calls) <= 14
@@ -165,6 +165,6 @@ def test_groups_are_searched_together_and_end_apart():
 
     first = Bracket(*(jnp.repeat(field, 3) for field in start(500)))
     with jax.disable_jit():
-        bracket = search(count, first, arithmetic.as_count(wanted), Groups(3, False))
+        bracket = search(count, first, Count.of(wanted), Groups(3, False))
     for one, k, threshold in zip(keys, wanted, np.asarray(bracket.low), strict=True):
         assert_threshold(one, k, threshold)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._checks import is_traced
+from gradprune_jax._mask_update import rounding
 from gradprune_jax._mask_update.floors import channels_total, least_units
 from gradprune_jax._mask_update.slices import Segment
 from gradprune_jax._rules.rule import Rule
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._structures import NM
-from gradprune_jax._top_k import counts as arithmetic
-from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.counts import LARGEST_COUNT, Count, minimum
 
 # Flat indices, and thresholds above them, are uint32.
 LARGEST_LEAF = 2**32 - 2
@@ -65,14 +65,14 @@ def allocate(rule: Rule, segments: Sequence[Segment], step: jax.Array) -> Budget
             f"a leaf has {max(sizes)} weights or blocks that are ranked together; at "
             f"most {LARGEST_LEAF} can be. Split it, or give its stack_axis."
         )
-    if max(groups, default=0) > arithmetic.LARGEST_COUNT:
+    if max(groups, default=0) > LARGEST_COUNT:
         raise ValueError(
             f"{max(groups)} weights or blocks are ranked together; at most "
-            f"{arithmetic.LARGEST_COUNT} can be. Use several rules."
+            f"{LARGEST_COUNT} can be. Use several rules."
         )
     if rule.allocation == "erk":
         return Budget(_erk_kept(schedule, segments, step), together)
-    return Budget(arithmetic.kept_count(groups, schedule.sparsity(step)), together)
+    return Budget(rounding.kept_count(groups, schedule.sparsity(step)), together)
 
 
 def kept_units(size: int, sparsity: float) -> int:
@@ -216,14 +216,14 @@ def _erk_kept(
     keep one unit more or less than with the same numbers known before.
     """
     sizes = [segment.units for segment in segments]
-    initial = arithmetic.kept_count(sizes, jnp.float32(schedule.initial_sparsity))
+    initial = rounding.kept_count(sizes, jnp.float32(schedule.initial_sparsity))
     if schedule.is_concrete:
-        final = arithmetic.as_count(_erk_final(schedule, segments))
+        final = Count.of(_erk_final(schedule, segments))
     else:
         most = 1 - schedule.initial_sparsity
         density = jnp.minimum(1 - schedule.final_sparsity, most)
         densities = erk_densities(segments, density, most)
-        final = arithmetic.minimum(arithmetic.kept_count(sizes, 1 - densities), initial)
-    pruned = arithmetic.subtract(initial, final)
-    so_far = arithmetic.rounded_product(pruned, schedule.progress(step))
-    return arithmetic.subtract(initial, so_far)
+        final = minimum(rounding.kept_count(sizes, 1 - densities), initial)
+    pruned = initial - final
+    so_far = rounding.rounded_product(pruned, schedule.progress(step))
+    return initial - so_far

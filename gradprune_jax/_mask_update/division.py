@@ -28,8 +28,8 @@ def leading_quotient(
       The bits, uint32 with bit 31 set, or 0 for a quotient of 0; and e, int32.
 
     Examples:
-      >>> from gradprune_jax._top_k import counts as arithmetic
-      >>> bits, e = leading_quotient(arithmetic.as_count([10]), jnp.uint32(4))
+      >>> from gradprune_jax._top_k.counts import Count
+      >>> bits, e = leading_quotient(Count.of([10]), jnp.uint32(4))
       >>> float(bits[0] * 2.0**-31 * 2.0 ** e[0])
       2.5
 
@@ -39,7 +39,8 @@ def leading_quotient(
     zeros_before = _leading_zeros(numerator)
     divisor_zeros = jax.lax.clz(divisor)
     divisor = divisor << divisor_zeros
-    high, low = _shift_left(numerator, jnp.minimum(zeros_before, 63))
+    shifted = _shift_left(numerator, jnp.minimum(zeros_before, 63))
+    high, low = shifted.high, shifted.low
     # Half of it, so that its upper half is below the divisor.
     high, low = high >> 1, (low >> 1) | (high << 31)
     first, rest = _divide_digit(high, low >> 16, divisor)

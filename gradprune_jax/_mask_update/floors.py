@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._checks import is_traced
+from gradprune_jax._mask_update import rounding
 from gradprune_jax._mask_update.slices import Segment
-from gradprune_jax._top_k import counts as arithmetic
 from gradprune_jax._top_k.counts import Count
 
 
@@ -20,8 +20,8 @@ def density_floors(min_density: Any, segments: Sequence[Segment]) -> Count:
     r"""The units that each segment keeps in any case: $\lceil d n \rceil$."""
     sizes = [segment.units for segment in segments]
     if is_traced(min_density):
-        return arithmetic.ceiling_count(sizes, min_density)
-    return arithmetic.as_count([least_units(size, min_density) for size in sizes])
+        return rounding.ceiling_count(sizes, min_density)
+    return Count.of([least_units(size, min_density) for size in sizes])
 
 
 def channel_floors(min_per_channel: Any, segments: Sequence[Segment]) -> Count:
@@ -42,14 +42,14 @@ def channel_floors(min_per_channel: Any, segments: Sequence[Segment]) -> Count:
       One count a segment, the same for all of its channels.
     """
     if not is_traced(min_per_channel):
-        return arithmetic.as_count(
+        return Count.of(
             [channel_units(segment, min_per_channel) for segment in segments]
         )
     of_channel = np.array([_units_of_channel(each) for each in segments], np.uint32)
     inputs = np.array([segment.unit_inputs for segment in segments], np.uint32)
     wanted = jnp.maximum(min_per_channel, 0).astype(jnp.uint32)
     units = wanted // inputs + (wanted % inputs != 0).astype(jnp.uint32)
-    return arithmetic.from_uint32(jnp.minimum(units, of_channel))
+    return Count.of_uint32(jnp.minimum(units, of_channel))
 
 
 def least_units(size: int, min_density: Any) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gradprune_jax._mask_update.rounding import float32_parts
 from gradprune_jax._structures import NM
-from gradprune_jax._top_k.counts import float32_parts
 from gradprune_jax._top_k.summation import LONGEST_GROUP, split_axis
 
 

@@ -33,7 +33,6 @@ import numpy as np
 
 from gradprune_jax._mask_update.division import leading_quotient
 from gradprune_jax._structures import Pool, Shape, unit_shape
-from gradprune_jax._top_k import counts as arithmetic
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.keys import key_dtype, largest_key, ranking_keys, wider_dtype
 from gradprune_jax._top_k.shards import Shard
@@ -213,7 +212,7 @@ def _mean_keys(
     total = Count(jnp.uint32(0), jnp.uint32(0))
     for digit in range(digits):
         part = windows.sum(_digit(keys(), top_exponent, dtype, digit, digits, bits))
-        total = arithmetic.add(total, _shifted(part, digit * bits))
+        total = total + _shifted(part, digit * bits)
     quotient, exponent = leading_quotient(total, windows.sizes())
     exponent = top_exponent + exponent - (digits * bits - 1)
     return jnp.where(

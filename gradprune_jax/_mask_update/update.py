@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,10 +27,9 @@ from gradprune_jax._structures import (
     leaf_block,
     output_axis,
 )
-from gradprune_jax._top_k import counts as arithmetic
 from gradprune_jax._top_k import selection
 from gradprune_jax._top_k.counting import Units
-from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.counts import Count, maximum, total
 from gradprune_jax._top_k.keys import ranking_dtype, ranking_keys
 from gradprune_jax._top_k.shards import Shard, parts
 
@@ -172,16 +172,16 @@ def _with_floors(
         floors = channel_floors(rule.min_per_channel, segments)
         units = _protect(units, _first_of_channels(rule, units, floors))
         channels = np.array([segment.output_channels for segment in segments])
-        least = floors._replace(low=floors.low * channels.astype(np.uint32))
+        least = dataclasses.replace(floors, low=floors.low * channels.astype(np.uint32))
     if budget.together and _may_be_nonzero(rule.min_density):
         floors = density_floors(rule.min_density, segments)
-        least = floors if least is None else arithmetic.maximum(floors, least)
+        least = floors if least is None else maximum(floors, least)
         units = _protect(units, selection.top_k(units, least))
     if least is None:
         return units, budget.kept
     if budget.together:
-        least = arithmetic.total(least)
-    return units, arithmetic.maximum(budget.kept, least)
+        least = total(least)
+    return units, maximum(budget.kept, least)
 
 
 def _protect(units: Sequence[Units], first: Sequence[jax.Array]) -> list[Units]:
@@ -197,7 +197,9 @@ def _first_of_channels(
     # All slices of a leaf have one floor, so all of their channels have.
     starts = np.cumsum([0, *(leaf.slices for leaf in units[:-1])])
     counts = np.array([leaf.slices for leaf in by_channel])
-    kept = Count(*(jnp.repeat(lane[starts], counts) for lane in floors))
+    kept = Count(
+        jnp.repeat(floors.high[starts], counts), jnp.repeat(floors.low[starts], counts)
+    )
 
     def select() -> list[jax.Array]:
         return selection.top_k(by_channel, kept)

@@ -1,14 +1,19 @@
 r"""Exact counts beyond 32 bits, with `jax_enable_x64` off.
 
-A count of weights may pass $2^{32}$, and JAX has no 64-bit integers by default.
-Here a count is two uint32 lanes, $high \cdot 2^{32} + low$. No float touches a
-count: to float32 100,000,001 is 100,000,000.
+A count of weights may pass $2^{32}$, and JAX has no 64-bit integers by default. Here a
+count is two uint32 lanes, $high \cdot 2^{32} + low$. No float touches a count: to
+float32 100,000,001 is 100,000,000.
+
+The lanes are JAX's arrays where one of them is, else NumPy's: a plan is made by the
+same arithmetic as a mask update, and needs no device.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,236 +22,130 @@ import numpy as np
 LARGEST_COUNT = 2**48
 
 
-class Count(NamedTuple):
-    """Non-negative integers below 2^64, as two uint32 arrays of one shape."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Count:
+    """Integers in [0, 2^64), as two uint32 arrays of one shape.
 
-    high: jax.Array
-    low: jax.Array
+    Examples:
+      >>> sums = Count.of([7, 2**32]) + Count.of([1, 2**32])
+      >>> print(sums.integers())
+      [8 8589934592]
+    """
+
+    high: Any
+    low: Any
+
+    @classmethod
+    def of(cls, numbers: int | Sequence[int]) -> Count:
+        """Python integers as counts: a scalar, or a vector."""
+        exact = np.asarray(numbers, object)
+        return cls(
+            np.asarray(exact >> 32, np.uint32), np.asarray(exact & 2**32 - 1, np.uint32)
+        )
+
+    @classmethod
+    def of_uint32(cls, numbers: Any) -> Count:
+        """uint32 numbers as counts."""
+        return cls(array_namespace(numbers).zeros_like(numbers), numbers)
+
+    @classmethod
+    def of_float(cls, numbers: jax.Array) -> Count:
+        """The whole part of non-negative float32 numbers below 2^64."""
+        high = jnp.floor(numbers * 2.0**-32)
+        low = numbers - high * 2.0**32  # exact: a multiple of the numbers' last bit
+        return cls(high.astype(jnp.uint32), low.astype(jnp.uint32))
+
+    def integers(self) -> Any:
+        """Concrete counts as Python integers: one, or a NumPy array of objects."""
+        high, low = np.asarray(self.high, object), np.asarray(self.low, object)
+        return high * 2**32 + low
+
+    def as_float(self) -> jax.Array:
+        """The float32 nearest to each count, or next to it; zero only for zero."""
+        high, low = (jnp.asarray(lane, jnp.float32) for lane in (self.high, self.low))
+        return jnp.float32(2**32) * high + low
+
+    def __add__(self, other: Count) -> Count:
+        low = self.low + other.low
+        carry = (low < other.low).astype(np.uint32)
+        return Count(self.high + other.high + carry, low)
+
+    def __sub__(self, other: Count) -> Count:
+        """The difference, for `other <= self`."""
+        borrow = (self.low < other.low).astype(np.uint32)
+        return Count(self.high - other.high - borrow, self.low - other.low)
+
+    def __ge__(self, other: Count) -> Any:
+        is_equal = self.high == other.high
+        return (self.high > other.high) | (is_equal & (self.low >= other.low))
+
+    def equals(self, other: Count) -> Any:
+        """Where two counts are the same, bool."""
+        return (self.high == other.high) & (self.low == other.low)
 
 
-def as_count(numbers: Sequence[int]) -> Count:
-    """Python integers as a vector of counts."""
-    return Count(
-        jnp.asarray(np.array([n >> 32 for n in numbers], np.uint32)),
-        jnp.asarray(np.array([n & 0xFFFFFFFF for n in numbers], np.uint32)),
-    )
-
-
-def as_integer(count: Count) -> Any:
-    """A concrete count as Python integers, for people and tests."""
-    high, low = np.asarray(count.high, object), np.asarray(count.low, object)
-    return high * 2**32 + low
-
-
-def from_uint32(numbers: jax.Array) -> Count:
-    """uint32 numbers as counts."""
-    return Count(jnp.zeros_like(numbers), numbers)
-
-
-def as_float(count: Count) -> jax.Array:
-    """The float32 nearest to a count, or next to it; zero only for zero."""
-    return jnp.float32(2**32) * count.high.astype(jnp.float32) + count.low.astype(
-        jnp.float32
-    )
-
-
-def from_float(numbers: jax.Array) -> Count:
-    """The whole part of non-negative float32 numbers below 2^64."""
-    high = jnp.floor(numbers * 2.0**-32)
-    low = numbers - high * 2.0**32  # exact: a multiple of the numbers' last bit
-    return Count(high.astype(jnp.uint32), low.astype(jnp.uint32))
-
-
-def add(a: Count, b: Count) -> Count:
-    """a + b."""
-    low = a.low + b.low
-    carry = (low < b.low).astype(jnp.uint32)
-    return Count(a.high + b.high + carry, low)
-
-
-def subtract(a: Count, b: Count) -> Count:
-    """a - b, for b <= a."""
-    borrow = (a.low < b.low).astype(jnp.uint32)
-    return Count(a.high - b.high - borrow, a.low - b.low)
-
-
-def at_least(a: Count, b: Count) -> jax.Array:
-    """a >= b."""
-    return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))
-
-
-def equal(a: Count, b: Count) -> jax.Array:
-    """a == b."""
-    return (a.high == b.high) & (a.low == b.low)
-
-
-def select(condition: jax.Array, a: Count, b: Count) -> Count:
-    """a where the condition holds, else b."""
-    return Count(
-        jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low)
-    )
+def select(condition: Any, a: Count, b: Count) -> Count:
+    """The count a where the condition holds, else b."""
+    xp = array_namespace(condition, *lanes(a), *lanes(b))
+    return Count(xp.where(condition, a.high, b.high), xp.where(condition, a.low, b.low))
 
 
 def maximum(a: Count, b: Count) -> Count:
-    """The larger of a and b."""
-    return select(at_least(a, b), a, b)
+    """The larger of two counts."""
+    return select(a >= b, a, b)
 
 
 def minimum(a: Count, b: Count) -> Count:
-    """The smaller of a and b."""
-    return select(at_least(a, b), b, a)
+    """The smaller of two counts."""
+    return select(a >= b, b, a)
 
 
-def cumulative_sum(numbers: jax.Array) -> Count:
+def cumulative_sum(numbers: Any) -> Count:
     """The running sums of a uint32 array along its last axis, below 2^16 numbers."""
-    halves = jnp.cumsum(
-        jnp.stack([numbers >> 16, numbers & 0xFFFF]), axis=-1, dtype=jnp.uint32
+    xp = array_namespace(numbers)
+    halves = xp.cumsum(
+        xp.stack([numbers >> 16, numbers & 0xFFFF]), axis=-1, dtype=np.uint32
     )
     upper, lower = halves[0], halves[1]
-    return add(Count(upper >> 16, upper << 16), Count(jnp.zeros_like(lower), lower))
+    return Count(upper >> 16, upper << 16) + Count.of_uint32(lower)
 
 
 def total(count: Count) -> Count:
     """The sum of a vector of counts, as a vector of one: below 2^16 counts."""
-    high = jnp.sum(count.high, dtype=jnp.uint32).reshape(1)
+    high = count.high.sum(dtype=np.uint32).reshape(1)
     low = cumulative_sum(count.low)
-    return add(Count(high, jnp.zeros_like(high)), Count(low.high[-1:], low.low[-1:]))
+    zero = array_namespace(high).zeros_like(high)
+    return Count(high, zero) + Count(low.high[-1:], low.low[-1:])
 
 
-def kept_count(sizes: Sequence[int], sparsity: jax.Array) -> Count:
-    r"""How many of each group's weights a sparsity keeps.
+def count_true(flags: jax.Array) -> Count:
+    r"""How many flags are True, exact for up to $2^{40}$ flags.
 
-    $$
-    n - \mathrm{round}(s n)
-    $$
-
-    the product exact, halves to even; at least one, unless $s = 1$.
-
-    Args:
-      sizes: the number of weights of each group, each at most 2^48.
-      sparsity: float32 scalar, or one value a group.
-
-    Returns:
-      The kept counts, of shape `[len(sizes)]`.
-
-    Examples:
-      >>> print(as_integer(kept_count([10, 100_000_001], jnp.float32(0.9))))
-      [1 10000002]
+    A sum in uint32 wraps at $2^{32}$. So it is taken along some axes only, which
+    together are shorter; what it leaves is summed in two parts, the lower bits and the
+    upper ones.
     """
-    total = as_count(sizes)
-    one = jnp.asarray(np.array([min(n, 1) for n in sizes], np.uint32))
-    least = jnp.where(sparsity >= 1, jnp.zeros_like(one), one)
-    kept = subtract(total, rounded_product(total, sparsity))
-    return maximum(kept, from_uint32(least))
+    axes: list[int] = []
+    length = 1
+    for axis in sorted(range(flags.ndim), key=lambda axis: -flags.shape[axis]):
+        if length * flags.shape[axis] < 2**32:
+            axes.append(axis)
+            length *= flags.shape[axis]
+    partial = jnp.sum(flags, axis=tuple(axes), dtype=jnp.uint32)
+    if not partial.ndim:
+        return Count.of_uint32(partial)
+    bits = min(16, 32 - (partial.size - 1).bit_length())
+    lower = jnp.sum(partial & (2**bits - 1), dtype=jnp.uint32)
+    upper = jnp.sum(partial >> bits, dtype=jnp.uint32)
+    return Count(upper >> (32 - bits), upper << bits) + Count.of_uint32(lower)
 
 
-def rounded_product(counts: Count, fraction: jax.Array) -> Count:
-    """The exact product with a float32 in [0, 1], rounded, halves to even."""
-    floor, half, sticky = _multiply(counts, fraction)
-    round_up = half & (sticky | (floor.low & 1).astype(bool))
-    return add(floor, _from_bool(round_up))
+def lanes(count: Count) -> tuple[Any, Any]:
+    """Both lanes, the high one first."""
+    return count.high, count.low
 
 
-def ceiling_count(sizes: Sequence[int], fraction: jax.Array) -> Count:
-    r"""At least this fraction of each group: $\lceil d n \rceil$.
-
-    With d the smallest number that rounds to the float: the float nearest to 0.1 is
-    larger than 0.1, and 0.1 of 1,000 is 100, not 101.
-
-    Args:
-      sizes: the number of weights of each group, each at most 2^48.
-      fraction: float32 scalar.
-
-    Returns:
-      The counts, of shape `[len(sizes)]`; all of a group if the fraction is 1.
-    """
-    total = as_count(sizes)
-    floor, half, sticky = _multiply(total, fraction, half_ulp_below=True)
-    least = add(floor, _from_bool(half | sticky))
-    return select(fraction >= 1, total, least)
-
-
-def float32_parts(numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Integers m < 2^24 and e >= 1 of non-negative floats m 2^(e - 150): uint32."""
-    bits = jax.lax.bitcast_convert_type(numbers.astype(jnp.float32), jnp.uint32)
-    exponent = bits >> 23
-    mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), 0)
-    return mantissa, jnp.maximum(exponent, 1)
-
-
-def _multiply(
-    counts: Count, fraction: jax.Array, *, half_ulp_below: bool = False
-) -> tuple[Count, jax.Array, jax.Array]:
-    """The exact n * f for f in [0, 1]: its floor, the bit after it, and any bit after.
-
-    A float32 is m * 2^-shift with m <= 2^24, so the product is an integer of at most 72
-    bits, shifted right by 23 or more. It is formed in three lanes of 32 bits from
-    partial products of 16 and 13 bits. With `half_ulp_below`, f is the lower end of the
-    interval that rounds to the float: 2 m - 1 over twice the power.
-    """
-    # NaN and values outside [0, 1] can only come from tracers; they prune nothing or
-    # everything, where the bits would be nonsense.
-    fraction = jnp.where(fraction > 0, jnp.minimum(fraction, 1.0), 0.0)
-    mantissa, exponent = float32_parts(fraction)
-    shift = 150 - exponent
-    if half_ulp_below:
-        mantissa = jnp.where(mantissa > 0, 2 * mantissa - 1, 0)
-        shift += 1
-
-    lanes = [jnp.zeros_like(counts.low)] * 3
-    digits = (counts.low & 0xFFFF, counts.low >> 16, counts.high)
-    for i, digit in enumerate(digits):
-        for j in range(2):
-            partial = digit * ((mantissa >> (13 * j)) & 0x1FFF)
-            lanes = _add_shifted(lanes, partial, 16 * i + 13 * j)
-
-    # One bit less, to see the bit below the point; beyond 95 nothing is left.
-    shift = jnp.minimum(shift - 1, 95)
-    sticky = jnp.zeros(counts.low.shape, bool)
-    for power in (64, 32, 16, 8, 4, 2, 1):
-        shifted, lost = _shift_right(lanes, power)
-        chosen = (shift & power) != 0
-        lanes = [
-            jnp.where(chosen, new, old) for new, old in zip(shifted, lanes, strict=True)
-        ]
-        sticky |= chosen & lost
-    low, high, _ = lanes
-    half = (low & 1).astype(bool)
-    return Count(high >> 1, (high << 31) | (low >> 1)), half, sticky
-
-
-def _add_shifted(lanes: list[jax.Array], number: Any, offset: int) -> list[jax.Array]:
-    """lanes + number * 2^offset; lanes go from the lowest to the highest."""
-    lane, bit = divmod(offset, 32)
-    parts = [number << bit] + ([number >> (32 - bit)] if bit else [])
-    lanes = list(lanes)
-    for position, part in enumerate(parts, start=lane):
-        for above in range(position, len(lanes)):
-            lanes[above] = lanes[above] + part
-            part = (lanes[above] < part).astype(jnp.uint32)
-    return lanes
-
-
-def _shift_right(
-    lanes: list[jax.Array], power: int
-) -> tuple[list[jax.Array], jax.Array]:
-    """lanes >> power, for a power of two below 96, and whether a set bit was lost."""
-    whole, bit = divmod(power, 32)
-    zero = jnp.zeros_like(lanes[0])
-    lost = jnp.zeros(zero.shape, bool)
-    for lane in lanes[:whole]:
-        lost |= lane != 0
-    lanes = [*lanes[whole:], *[zero] * whole]
-    if bit:
-        lost |= (lanes[0] & ((1 << bit) - 1)) != 0
-        lanes = [
-            (low >> bit) | (high << (32 - bit))
-            for low, high in zip(lanes, [*lanes[1:], zero], strict=True)
-        ]
-    return lanes, lost
-
-
-def _from_bool(condition: jax.Array) -> Count:
-    """1 where the condition holds, else 0."""
-    low = condition.astype(jnp.uint32)
-    return Count(jnp.zeros_like(low), low)
+def array_namespace(*arrays: Any) -> ModuleType:
+    """`jax.numpy` if an array is JAX's, traced or not, else `numpy`."""
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np

@@ -21,9 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._top_k import counts as arithmetic
 from gradprune_jax._top_k.counting import Units, sum_over_mesh
-from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.counts import Count, minimum
 from gradprune_jax._top_k.search import Bracket, Groups, Guess, search
 from gradprune_jax._top_k.summation import is_split, part_of_device
 
@@ -115,9 +114,11 @@ def guess_thresholds(
     at_first = groups.total(live)
     # Most updates prune a little more than is pruned already: then the threshold is
     # just above the smallest key that lives, far from the 0 of pruned weights.
-    lower = arithmetic.minimum(arithmetic.from_float(rank + margin), at_first)
-    upper = arithmetic.from_float(jnp.maximum(rank - margin, 0))
-    wanted = Count(*map(jnp.stack, zip(lower, upper, strict=True)))
+    lower = minimum(Count.of_float(rank + margin), at_first)
+    upper = Count.of_float(jnp.maximum(rank - margin, 0))
+    wanted = Count(
+        jnp.stack([lower.high, upper.high]), jnp.stack([lower.low, upper.low])
+    )
     shape = wanted.low.shape
     bracket = search(
         samples.estimate,
@@ -138,7 +139,7 @@ def guess_thresholds(
     low = jnp.where(is_tied, bracket.low[0], bracket.high[0])
     high = jnp.maximum(bracket.high[1], low + 1)
     # Where more units are wanted than are live, the threshold is 0.
-    is_zero = rank > arithmetic.as_float(at_first) + margin
+    is_zero = rank > at_first.as_float() + margin
     one = jnp.ones_like(low)
     return Guess(jnp.where(is_zero, one, low), jnp.where(is_zero, one + one, high))
 
@@ -155,9 +156,7 @@ def _ranks(
     sizes = np.repeat([float(leaf.slice_size) for leaf in samples.units], slices)
     strides = samples.strides.astype(float)
     whole = np.maximum(over_groups(strides * samples.sizes), 1)
-    rank = arithmetic.as_float(kept) * np.float32(
-        whole / np.maximum(over_groups(sizes), 1)
-    )
+    rank = kept.as_float() * np.float32(whole / np.maximum(over_groups(sizes), 1))
     share = jnp.clip(rank / np.float32(whole), 0, 1)
     deviation = np.sqrt(over_groups(strides**2 * samples.sizes))
     step = strides.max(keepdims=True) if groups.together else strides

@@ -41,8 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._top_k import counts as arithmetic
-from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.counts import Count, cumulative_sum
 
 # Passes before the bound on a bracket's width begins to shrink.
 FREE_PASSES = 4
@@ -72,8 +71,8 @@ class Groups(NamedTuple):
     def total(self, per_segment: jax.Array) -> Count:
         """The units of each group, from those of each segment: [..., groups]."""
         if not self.together:
-            return arithmetic.from_uint32(per_segment)
-        total = arithmetic.cumulative_sum(per_segment)
+            return Count.of_uint32(per_segment)
+        total = cumulative_sum(per_segment)
         return Count(total.high[..., -1:], total.low[..., -1:])
 
 
@@ -156,9 +155,9 @@ def search(
 
     def distances(bracket: Bracket) -> tuple[jax.Array, jax.Array]:
         at_low, at_high = groups.total(bracket.at_low), groups.total(bracket.at_high)
-        above = arithmetic.subtract(at_low, wanted)
-        below = arithmetic.subtract(wanted, at_high)
-        return arithmetic.as_float(above), arithmetic.as_float(below)
+        above = at_low - wanted
+        below = wanted - at_high
+        return above.as_float(), below.as_float()
 
     def unfinished(state: _State) -> jax.Array:
         low, high, *_ = state.bracket
@@ -180,7 +179,7 @@ def search(
         probes = _select(in_thirds, _probe_thirds(state.bracket), probes)
         counts = count(groups.spread(jnp.stack(probes)))
         for probe, reached in zip(probes, counts, strict=True):  # ascending
-            is_low = arithmetic.at_least(groups.total(reached), wanted)
+            is_low = groups.total(reached) >= wanted
             raises, lowers = active & is_low, active & ~is_low & (probe < high)
             low = jnp.where(raises, probe, low)
             high = jnp.where(lowers, probe, high)

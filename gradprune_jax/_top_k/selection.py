@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k import counting
-from gradprune_jax._top_k import counts as arithmetic
 from gradprune_jax._top_k.counting import Units
-from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.counts import Count, cumulative_sum, minimum
 from gradprune_jax._top_k.keys import key_dtype, largest_ranking_key
 from gradprune_jax._top_k.sampling import guess_thresholds
 from gradprune_jax._top_k.search import Bracket, Groups, search
@@ -45,7 +44,7 @@ def top_k(
     groups = Groups(len(sizes), together)
     bracket = _search_keys(units, kept, groups, np.array(sizes, np.uint32))
     # Those of key 0 are pruned already, so it does not matter which of them stay.
-    exact = arithmetic.equal(groups.total(bracket.at_low), kept) | (bracket.low == 0)
+    exact = groups.total(bracket.at_low).equals(kept) | (bracket.low == 0)
     low = groups.spread(bracket.low)
 
     def without_ties() -> tuple[jax.Array, jax.Array]:
@@ -57,9 +56,9 @@ def top_k(
         at_high = jnp.where(is_exact, bracket.at_low, bracket.at_high)
         wanted = kept
         if together:
-            kept_ties = arithmetic.subtract(kept, groups.total(at_high))
+            kept_ties = kept - groups.total(at_high)
             share = _share_in_order(kept_ties, bracket.at_low - at_high)
-            wanted = arithmetic.from_uint32(at_high + share)
+            wanted = Count.of_uint32(at_high + share)
 
         def count_kept(starts: jax.Array) -> jax.Array:
             lows, highs = (jnp.broadcast_to(t, starts.shape) for t in (low, high))
@@ -113,11 +112,11 @@ def _keeps(leaf: Units, low: jax.Array, high: jax.Array, start: jax.Array) -> ja
 
 def _share_in_order(wanted: Count, ties: jax.Array) -> jax.Array:
     """How many of its ties each leaf keeps, the earlier leaf first: uint32 [leaves]."""
-    up_to = arithmetic.cumulative_sum(ties)
-    own = arithmetic.from_uint32(ties)
-    before = arithmetic.subtract(up_to, own)
-    left = arithmetic.subtract(wanted, arithmetic.minimum(before, wanted))
-    return arithmetic.minimum(left, own).low
+    up_to = cumulative_sum(ties)
+    own = Count.of_uint32(ties)
+    before = up_to - own
+    left = wanted - minimum(before, wanted)
+    return minimum(left, own).low
 
 
 def _threshold_dtype(units: Sequence[Units]) -> np.dtype:
