@@ -8,18 +8,19 @@ from gradprune_jax._inspection import check_pruned as check_pruned
 from gradprune_jax._inspection import dead_channels as dead_channels
 from gradprune_jax._inspection import metrics as metrics
 from gradprune_jax._inspection import sparsity as sparsity
-from gradprune_jax._masks import apply_masks as apply_masks
 from gradprune_jax._masks import get_masks as get_masks
 from gradprune_jax._masks import masks_from_params as masks_from_params
 from gradprune_jax._masks import set_masks as set_masks
-from gradprune_jax._plan.dry_run import plan as plan
-from gradprune_jax._plan.plan import LeafPlan as LeafPlan
-from gradprune_jax._plan.plan import Plan as Plan
+from gradprune_jax._pairing import apply_masks as apply_masks
+from gradprune_jax._pairing import map_with_masks as map_with_masks
+from gradprune_jax._plan import LeafPlan as LeafPlan
+from gradprune_jax._plan import Plan as Plan
+from gradprune_jax._plan import plan as plan
 from gradprune_jax._prune import prune as prune
-from gradprune_jax._rules.json import rules_from_json as rules_from_json
-from gradprune_jax._rules.json import rules_to_json as rules_to_json
-from gradprune_jax._rules.rule import Rule as Rule
-from gradprune_jax._rules.weights import is_weight as is_weight
+from gradprune_jax._rules import Rule as Rule
+from gradprune_jax._rules import is_weight as is_weight
+from gradprune_jax._rules import rules_from_json as rules_from_json
+from gradprune_jax._rules import rules_to_json as rules_to_json
 from gradprune_jax._schedules import SparsitySchedule as SparsitySchedule
 from gradprune_jax._schedules import custom_schedule as custom_schedule
 from gradprune_jax._schedules import one_shot_schedule as one_shot_schedule
@@ -33,8 +34,8 @@ from gradprune_jax._structures import Block as Block
 from gradprune_jax._structures import Channel as Channel
 from gradprune_jax._structures import Structure as Structure
 from gradprune_jax._structures import Unstructured as Unstructured
-from gradprune_jax._transform.keep_masks import keep_masks as keep_masks
-from gradprune_jax._transform.links import gradual_prune as gradual_prune
-from gradprune_jax._transform.links import with_gradual_prune as with_gradual_prune
+from gradprune_jax._transform import gradual_prune as gradual_prune
+from gradprune_jax._transform import keep_masks as keep_masks
+from gradprune_jax._transform import with_gradual_prune as with_gradual_prune
 
 __version__ = "0.1.0"

@@ -1,15 +1,12 @@
-"""What users give: checked where it is known, passed on where it is traced."""
+"""Checks of what users give: numbers in their range, tracers passed on unread."""
 
 from __future__ import annotations
 
 import operator
-import re
 from typing import Any
 
 import jax
 import numpy as np
-
-from gradprune_jax._structures import Structure
 
 LAST_STEP = np.iinfo(np.int32).max
 
@@ -96,42 +93,6 @@ def check_window(begin_step: Any, end_step: Any, every: Any) -> tuple[Any, Any, 
             f"[{begin_step}, {LAST_STEP}], or the window has no mask update."
         )
     return begin_step, end_step, every
-
-
-def check_schedule(schedule: Any) -> None:
-    """Refuses what has no mask updates: a number, an optax schedule."""
-    if schedule is None or hasattr(schedule, "is_update_step"):
-        return
-    raise TypeError(
-        f"the schedule is {schedule!r}; it must be a SparsitySchedule, such as "
-        "polynomial_schedule(0.9, begin_step=1_000, end_step=10_000), or None."
-    )
-
-
-def check_where(where: Any) -> None:
-    """Refuses what selects no leaves: no valid expression, no callable."""
-    if isinstance(where, str):
-        try:
-            re.compile(where)
-        except re.error as error:
-            raise ValueError(
-                f"where is {where!r}, which is no regular expression: {error}."
-            ) from None
-    elif where is not None and not callable(where):
-        raise ValueError(
-            f"where is {where!r}; it must be a regular expression, a callable (path, "
-            "leaf) -> bool, or None. Under optax.inject_hyperparams a callable needs "
-            "static_args='where'."
-        )
-
-
-def check_structure(structure: Any) -> None:
-    """Refuses what is no structure, a string such as 2:4 among others."""
-    if structure is not None and not isinstance(structure, Structure):
-        raise ValueError(
-            f"structure is {structure!r}; it must be Unstructured(), NM(...), "
-            "Block(...), Channel(...), or None."
-        )
 
 
 def check_axis(name: str, axis: Any) -> int | None:

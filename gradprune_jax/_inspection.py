@@ -12,10 +12,10 @@ import numpy as np
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
-from gradprune_jax._masks import get_masks, pair_with_masks, prune_states
+from gradprune_jax._masks import get_masks, prune_states
+from gradprune_jax._pairing import pair_with_masks
 from gradprune_jax._state import is_dense
-from gradprune_jax._top_k.counts import Count, count_true
-from gradprune_jax._top_k.keys import is_nonzero
+from gradprune_jax._top_k import Count, count_true, is_nonzero
 
 
 def sparsity(tree: Any) -> dict[str, jax.Array]:

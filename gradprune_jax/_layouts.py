@@ -1,4 +1,4 @@
-"""Layouts: arrays brought to the layout of others, in explicit sharding mode."""
+"""Layouts: which mesh axes there are, and arrays laid out as others are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
@@ -39,6 +39,13 @@ def resharded(array: jax.Array, mesh: Any, spec: PartitionSpec) -> jax.Array:
     The mesh is that of an array's type: nobody needs to have set one.
     """
     return jax.sharding.reshard(array, NamedSharding(mesh, spec))
+
+
+def manual_axes() -> tuple[str, ...]:
+    """The mesh axes that have a name here, those of an enclosing `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == AxisType.Manual)
 
 
 def _are_alike(mask: Any, weight: Any) -> bool:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
-from gradprune_jax._layouts import select
-from gradprune_jax._rules.rule import Rule, Where, assign
-from gradprune_jax._state import GradualPruneState, check_fits, is_dense
-from gradprune_jax._top_k.keys import is_nonzero
-from gradprune_jax._transform.line_search import forget_losses
+from gradprune_jax._pairing import merge_masks, pair_with_masks
+from gradprune_jax._rules import Rule, Where, assign, selects
+from gradprune_jax._state import GradualPruneState, is_dense
+from gradprune_jax._top_k import is_nonzero
+from gradprune_jax._transform import forget_losses
 
 
 def get_masks(opt_state: Any) -> Any:
@@ -46,10 +44,10 @@ def get_masks(opt_state: Any) -> Any:
       MaskedNode()
     """
     masks, *others = [
-        _without_variables(state.masks) for state in prune_states(opt_state)
+        _tree.without_variables(state.masks) for state in prune_states(opt_state)
     ]
     for other in others:
-        masks = _merge(masks, other)
+        masks = merge_masks(masks, other)
     return masks
 
 
@@ -119,159 +117,15 @@ def masks_from_params(params: Any, where: Where | None = None) -> Any:
     """
     params = _tree.parameters(params)
     treedef: Any = jax.tree.structure(params)
+    leaves = _tree.named_leaves(params)
     selection = Rule(schedule=None, where=_is_floating if where is None else where)
     if where is not None:
-        assign([selection], params)  # refuses one that matches nothing
+        assign([selection], leaves)  # refuses one that matches nothing
     masks = [
-        _mask_of(leaf) if selection.selects(leaf) else optax.MaskedNode()
-        for leaf in _tree.named_leaves(params)
+        _mask_of(leaf) if selects(selection, leaf) else optax.MaskedNode()
+        for leaf in leaves
     ]
-    return _without_variables(treedef.unflatten(masks))
-
-
-def apply_masks(tree: Any, masks: Any) -> Any:
-    r"""Zeroes what the masks prune: $w \leftarrow w$ where m, else +0.0.
-
-    For copies that the optimizer does not see: an exponential moving average, the
-    evaluation point of `schedule_free`, restored or rewound parameters.
-
-    Args:
-      tree: parameters, or a tree like them, plain or boxed; or a whole Equinox or nnx
-        model.
-      masks: masks as `get_masks` returns them. None, which `equinox.filter`
-        leaves in the place of a function, is no mask.
-
-    Returns:
-      The tree, zero where a mask is False. A select: NaN is zeroed too. A leaf without
-      a mask is returned as it is; an nnx model as a new one.
-
-    Raises:
-      ValueError: if the masks do not fit the tree.
-
-    Examples:
-      >>> print(apply_masks(jnp.array([1.0, -2.0]), jnp.array([True, False])))
-      [1. 0.]
-    """
-    params = _tree.parameters(tree)
-    treedef: Any = jax.tree.structure(params, is_leaf=is_dense)
-    masked = treedef.unflatten(
-        [
-            leaf if is_dense(mask) else select(mask, leaf, jnp.zeros_like(leaf))
-            for _, leaf, mask in pair_with_masks(params, masks)
-        ]
-    )
-    return jax.tree.map(_with_parameters, tree, masked, is_leaf=_tree.is_model)
-
-
-def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
-    """Each leaf's name, the leaf and its mask, whichever of the trees is boxed.
-
-    A `MaskedNode` of either tree stands for everything below its path: `optax.masked`
-    and `optax.partition` put one in the place of a whole layer. None among the masks
-    does too: `equinox.filter` puts it in the place of a function. Keys are matched by
-    name: a dict and an `OrderedDict` in another order are the same tree.
-
-    Args:
-      tree: parameters, or a tree like them. An nnx model stands for its parameters.
-      masks: their masks.
-
-    Returns:
-      `(name, leaf, mask)` for each leaf; the mask of a dense leaf is a `MaskedNode`.
-
-    Raises:
-      ValueError: if the trees differ, or a mask does not fit its leaf.
-    """
-    tree, masks = _tree.parameters(tree), _tree.parameters(masks)
-    names = [leaf.name for leaf in _tree.named_leaves(tree, is_dense)]
-    pairs = list(_pair((), tree, masks))
-    for name, (leaf, mask) in zip(names, pairs, strict=True):
-        if not is_dense(mask):
-            _check_arrays(name, leaf, mask)
-            check_fits(name, leaf, mask)
-    return [(name, *pair) for name, pair in zip(names, pairs, strict=True)]
-
-
-def _pair(path: _tree.Path, tree: Any, masks: Any) -> Iterator[tuple[Any, Any]]:
-    """The leaves of the tree with their masks, level by level."""
-    tree, masks = _tree.open_box(tree), _tree.open_box(masks)
-    if is_dense(tree) or _is_no_mask(masks):
-        leaves = [tree] if is_dense(tree) else jax.tree.leaves(tree, is_leaf=is_dense)
-        yield from ((leaf, optax.MaskedNode()) for leaf in leaves)
-        return
-    levels = _level(path, tree, masks)
-    if levels is None:
-        yield tree, masks
-    else:
-        for name, child, mask in levels:
-            yield from _pair((*path, name), child, mask)
-
-
-def _merge(masks: Any, other: Any, path: _tree.Path = ()) -> Any:
-    """What the masks of two links keep together, level by level."""
-    if _is_no_mask(masks):
-        return other
-    if _is_no_mask(other):
-        return masks
-    levels = _level(path, masks, other)
-    if levels is None:
-        return masks & other
-    treedef: Any = jax.tree.structure(masks, is_leaf=lambda node: node is not masks)
-    return treedef.unflatten(
-        [_merge(one, two, (*path, name)) for name, one, two in levels]
-    )
-
-
-def _level(
-    path: _tree.Path, tree: Any, masks: Any
-) -> list[tuple[str, Any, Any]] | None:
-    """The children of two nodes side by side; None if both are leaves."""
-    below, masks_below = _tree.children(tree), _tree.children(masks)
-    if below is None and masks_below is None:
-        return None
-    names = None if below is None else [name for name, _ in below]
-    mask_names = None if masks_below is None else [name for name, _ in masks_below]
-    if (
-        below is None
-        or masks_below is None
-        or sorted(name for name, _ in below) != sorted(name for name, _ in masks_below)
-    ):
-        raise ValueError(
-            f"the masks do not fit the tree: at {_tree.join(path)!r} the tree has "
-            f"{_describe(names)}, the masks have {_describe(mask_names)}. A dense leaf "
-            "needs optax.MaskedNode() in its place; the masks of several models are "
-            "read one at a time."
-        )
-    if names != mask_names:  # an OrderedDict keeps the order of its making
-        place = {name: i for i, (name, _) in enumerate(below)}
-        masks_below = sorted(masks_below, key=lambda child: place[child[0]])
-    return [
-        (name, child, mask)
-        for (name, child), (_, mask) in zip(below, masks_below, strict=True)
-    ]
-
-
-def _describe(names: list[str] | None) -> str:
-    """What stands at a place of a tree, for an error."""
-    return "a leaf" if names is None else f"the keys {names}"
-
-
-def _is_no_mask(mask: Any) -> bool:
-    """Whether nothing below this place is pruned."""
-    return mask is None or is_dense(mask)
-
-
-def _check_arrays(name: str, leaf: Any, mask: Any) -> None:
-    """Refuses a mask of what is no array, and a mask that is none."""
-    if not hasattr(leaf, "shape"):
-        raise ValueError(
-            f"there is a mask for {name!r}, which is {leaf!r} and no array. The masks "
-            "are those of another tree."
-        )
-    if not hasattr(mask, "dtype"):
-        raise ValueError(
-            f"the mask of {name!r} is {mask!r}; it must be an array of bool, or "
-            "optax.MaskedNode() where everything is kept."
-        )
+    return _tree.without_variables(treedef.unflatten(masks))
 
 
 def _is_state(node: Any) -> bool:
@@ -290,24 +144,13 @@ def prune_states(opt_state: Any) -> list[GradualPruneState]:
     return states
 
 
-def _without_variables(tree: Any) -> Any:
-    """The tree with nnx variables replaced by the arrays that they hold."""
-
-    def value(node: Any) -> Any:
-        if not isinstance(node, nnx.Variable):
-            return node
-        # A variable around MaskedNode() has no leaf of its own.
-        return jax.tree.leaves(node, is_leaf=is_dense)[0]
-
-    return jax.tree.map(value, tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
-
-
-def _with_parameters(node: Any, parameters: Any) -> Any:
-    """A new nnx model with these parameters; any other node is exchanged for them."""
-    if not _tree.is_model(node):
-        return parameters
-    graphdef, _, *others = nnx.split(node, nnx.Param, ...)
-    return nnx.merge(graphdef, parameters, *others)
+def _in_place_of(old: Any, new: Any) -> Any:
+    """The new mask, laid out over devices as the old one."""
+    if is_dense(new):
+        return jnp.ones_like(old)
+    if is_traced(old) or is_traced(new) or not isinstance(old, jax.Array):
+        return new  # a restored state may hold NumPy arrays, which are on no device
+    return jax.device_put(new, old.sharding)
 
 
 def _mask_of(leaf: _tree.Leaf) -> jax.Array:
@@ -324,12 +167,3 @@ def _is_floating(path: _tree.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     """Whether a leaf can be pruned at all."""
     del path
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _in_place_of(old: Any, new: Any) -> Any:
-    """The new mask, laid out over devices as the old one."""
-    if is_dense(new):
-        return jnp.ones_like(old)
-    if is_traced(old) or is_traced(new) or not isinstance(old, jax.Array):
-        return new  # a restored state may hold NumPy arrays, which are on no device
-    return jax.device_put(new, old.sharding)

@@ -17,12 +17,10 @@ import optax
 from gradprune_jax import _tree
 from gradprune_jax._checks import check_sparsity, enable_x64, is_traced
 from gradprune_jax._layouts import select
-from gradprune_jax._mask_update.update import update_masks
-from gradprune_jax._rules.fit import check_pattern
-from gradprune_jax._rules.rule import Allocation, Rule, Where, selected_leaves
-from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._structures import Structure
-from gradprune_jax._top_k.shards import whole
+from gradprune_jax._mask_update import PrunedLeaf, update_masks
+from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
+from gradprune_jax._schedules import is_concrete, one_shot_schedule
+from gradprune_jax._structures import Structure, check_pattern
 
 # Floors that may be tracers, and what stands for them in a rule that must be hashable:
 # a rule with an output_axis has a min_per_channel.
@@ -121,15 +119,15 @@ def _zeroed(leaf: Any, mask: jax.Array) -> Any:
 
 
 def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
-    """The masks of one rule's leaves, compiled: op by op each pass would be an array.
+    """The masks of one rule's leaves, from a compiled program.
 
-    Numbers of which the program need not know are its arguments, so that another
-    sparsity, or another choice of leaves of the same shapes, is the same program.
+    Sparsities and floors are passed as arguments, so that another value does not
+    recompile. Op by op each pass would make an array as large as the leaf.
     """
     schedule: Any = rule.schedule
     program = dataclasses.replace(rule, where=None)
     arguments = {}
-    if rule.allocation != "erk" or not schedule.is_concrete:
+    if rule.allocation != "erk" or not is_concrete(schedule):
         arguments["schedule"] = schedule.final_sparsity
         program = dataclasses.replace(program, schedule=None)
     for floor, placeholder in _FLOORS.items():
@@ -149,6 +147,5 @@ def _compiled_select(
         for name, value in arguments.items()
     }
     rule = dataclasses.replace(rule, **fields)
-    masks = [jnp.ones_like(leaf, dtype=bool) for leaf in weights]
-    shards = [whole(np.shape(leaf)) for leaf in weights]
-    return update_masks(rule, jnp.int32(0), weights, masks, shards)
+    leaves = [PrunedLeaf.dense(leaf) for leaf in weights]
+    return update_masks(rule, jnp.int32(0), leaves)

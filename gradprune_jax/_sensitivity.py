@@ -13,12 +13,10 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import check_sparsity
-from gradprune_jax._mask_update.update import update_masks
-from gradprune_jax._rules.fit import check_pattern
-from gradprune_jax._rules.rule import Rule, Where, selected_leaves
+from gradprune_jax._mask_update import PrunedLeaf, update_masks
+from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._structures import Structure
-from gradprune_jax._top_k.shards import whole
+from gradprune_jax._structures import Structure, check_pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,7 @@ def sensitivity(
     )
     named = _tree.named_leaves(params)
     own = selected_leaves(rule, params)
-    rule = dataclasses.replace(rule, where=None)  # of which the program need not know
+    rule = dataclasses.replace(rule, where=None)  # one program for all choices
     leaves: list[Any]
     treedef: Any
     leaves, treedef = jax.tree.flatten(params)
@@ -161,9 +159,7 @@ def _pruned_to(rule: Rule, sparsities: jax.Array, weights: jax.Array) -> jax.Arr
         (mask,) = update_masks(
             dataclasses.replace(rule, schedule=schedule),
             jnp.int32(0),
-            [weights],
-            [jnp.ones_like(weights, dtype=bool)],
-            [whole(weights.shape)],
+            [PrunedLeaf.dense(weights)],
         )
         return jnp.where(mask, weights, jnp.zeros_like(weights))
 

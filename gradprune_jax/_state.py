@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradprune_jax import _tree
 from gradprune_jax._layouts import laid_out_like
 
 
@@ -54,33 +53,6 @@ def check_fits(name: str, leaf: Any, mask: Any) -> None:
             f"bool{list(leaf.shape)}. Was it restored from a checkpoint into another "
             "dtype or shape?"
         )
-
-
-def masks_by_leaf(masks: Any, params: Any) -> list[Any]:
-    """The masks of a state in the order of the parameters' leaves.
-
-    Args:
-      masks: the masks of a state.
-      params: the parameters, in the same containers and boxes.
-
-    Returns:
-      For each leaf its mask, or `MaskedNode` if it is dense.
-
-    Raises:
-      ValueError: if the masks do not fit the parameters.
-    """
-    treedef: Any = jax.tree.structure(params)
-    try:
-        by_leaf: list[Any] = treedef.flatten_up_to(masks)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            "the masks' tree does not fit the parameters'; was the state made by "
-            f"init on the same parameters? {error}"
-        ) from None
-    for leaf, mask in zip(_tree.named_leaves(params), by_leaf, strict=True):
-        if not is_dense(mask):
-            check_fits(leaf.name, leaf.value, mask)
-    return by_leaf
 
 
 @jax.jit

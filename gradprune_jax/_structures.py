@@ -1,50 +1,39 @@
 """Structures: which weights are kept or dropped together.
 
-A structure cuts a leaf into blocks of one shape. Blocks and channels are units, kept or
-dropped whole; a single weight is the smallest of them. Under N:M the block is a group
-of weights that competes within itself.
-
-Here is only the geometry. A stacked leaf is cut as each of its slices would be alone,
-so shapes and axes are those of a slice.
+A structure cuts a leaf into blocks of one shape. Blocks and channels are units: they
+are kept or dropped whole. The smallest unit is a single weight. Under N:M a block is a
+group of M weights, of which the N largest are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from typing import Any, Literal, get_args
+
+from gradprune_jax._checks import is_traced
 
 Shape = tuple[int, ...]
 Pool = Literal["mean", "max"]
 
 # The weights of an N:M group are counted in the float32 arithmetic of sparsities.
 LARGEST_GROUP = 256
+# Sparsities are written as decimals, such as 0.333333 for 2:3.
+TOLERANCE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Unstructured:
-    """Every weight by itself, ranked by its magnitude: the paper's choice.
+    """Every weight is kept or dropped by itself: the paper's choice.
 
     Examples:
-      >>> Unstructured().block_shape((3, 4))
-      (1, 1)
+      >>> import jax.numpy as jnp, gradprune_jax as gp
+      >>> kernel = jnp.array([[4.0, 3.0], [2.0, 1.0]])
+      >>> params, _ = gp.prune({"kernel": kernel}, 0.5, structure=Unstructured())
+      >>> print(params["kernel"])
+      [[4. 3.]
+       [0. 0.]]
     """
-
-    def block_shape(self, shape: Shape) -> Shape:
-        """The weights that belong together, along every axis of a leaf.
-
-        Args:
-          shape: the leaf's shape; of a stacked leaf, that of a slice.
-
-        Returns:
-          As many lengths as the leaf has axes; the last block along an axis may be cut
-          short by the leaf's edge.
-
-        Raises:
-          ValueError: if the structure does not fit the shape.
-        """
-        return (1,) * len(shape)
 
     def __str__(self) -> str:
         return "Unstructured"
@@ -52,7 +41,7 @@ class Unstructured:
 
 @dataclasses.dataclass(frozen=True)
 class NM:
-    r"""N:M sparsity: of every group of neighbours so many are kept, the largest.
+    r"""N:M sparsity: of every M neighbours the N largest are kept.
 
     Gradual, from dense to N:M: when the schedule stands at sparsity $s$ of its
     final $s_f$, each group keeps
@@ -68,19 +57,17 @@ class NM:
     is that of most kernels of Flax, Haiku and Keras; Equinox and PyTorch put outputs
     first.
 
-    ==============================================  ========================  ==========
-    kernel                                          shape                     `axis`
-    ==============================================  ========================  ==========
-    `Dense`, `nnx.Linear`                       (in, out)                 -2
-    `Conv`                                        (height, width, in, out)  -2
-    attention's query, key and value                (in, heads, dim)          -3
-    attention's out                                 (heads, dim, out)         -2
-    `DenseGeneral` from axes A to axes B          (\*A, \*B)                last of A
-    `Embed`                                       (entries, features)       -1
-    Equinox's and PyTorch's `Linear`              (out, in)                 1
-    Equinox's and PyTorch's `Conv2d`              (out, in, height, width)  1
-    Equinox's `GRUCell`, `LSTMCell`             (gates, in)               1
-    ==============================================  ========================  ==========
+    | kernel | shape | `axis` |
+    |-|-|-|
+    | `Dense`, `nnx.Linear` | (in, out) | -2 |
+    | `Conv` | (height, width, in, out) | -2 |
+    | attention's query, key and value | (in, heads, dim) | -3 |
+    | attention's out | (heads, dim, out) | -2 |
+    | `DenseGeneral` from axes A to axes B | (*A, *B) | last of A |
+    | `Embed` | (entries, features) | -1 |
+    | Equinox's and PyTorch's `Linear` | (out, in) | 1 |
+    | Equinox's and PyTorch's `Conv2d` | (out, in, height, width) | 1 |
+    | Equinox's `GRUCell`, `LSTMCell` | (gates, in) | 1 |
 
     Attributes:
       keep: N, the weights that each group keeps, in [1, `of` - 1].
@@ -92,10 +79,14 @@ class NM:
       ValueError: if a field is outside its range.
 
     Examples:
-      >>> NM(keep=2, of=4).block_shape((3, 3, 64, 128))
-      (1, 1, 4, 1)
-      >>> NM(keep=2, of=4, axis=1).block_shape((128, 64, 3, 3))  # Equinox, PyTorch
-      (1, 4, 1, 1)
+      >>> import jax.numpy as jnp, gradprune_jax as gp
+      >>> kernel = jnp.array([[4.0, 3.0], [2.0, 1.0]])
+      >>> params, _ = gp.prune({"kernel": kernel}, 0.5, structure=NM(keep=1, of=2))
+      >>> print(params["kernel"])  # one of each two inputs
+      [[4. 3.]
+       [0. 0.]]
+      >>> print(NM(keep=2, of=4, axis=1))  # for kernels of Equinox and PyTorch
+      2:4 on axis 1
 
     References:
       Mishra et al., [Accelerating sparse deep neural
@@ -120,17 +111,6 @@ class NM:
                 f"[1, {self.of - 1}]."
             )
 
-    def block_shape(self, shape: Shape) -> Shape:
-        """One group: `of` weights along `axis`."""
-        axis = _axis_of(shape, self.axis)
-        length = shape[axis]
-        if length % self.of:
-            raise ValueError(
-                f"groups of {self.of} do not divide axis {self.axis} of length "
-                f"{length}; {_nearest_group(length, self.of)}"
-            )
-        return _along(axis, self.of, shape)
-
     def __str__(self) -> str:
         return f"{self.keep}:{self.of} on axis {self.axis}"
 
@@ -154,8 +134,12 @@ class Block:
       ValueError: if a field is not one of these.
 
     Examples:
-      >>> Block((4, 4)).block_shape((3, 3, 64, 128))
-      (1, 1, 4, 4)
+      >>> import jax.numpy as jnp, gradprune_jax as gp
+      >>> kernel = jnp.array([[4.0, 3.0], [2.0, 1.0]])
+      >>> params, _ = gp.prune({"kernel": kernel}, 0.5, structure=Block((2, 1)))
+      >>> print(params["kernel"])
+      [[4. 0.]
+       [2. 0.]]
 
     References:
       Narang et al., [Block-sparse recurrent neural
@@ -178,18 +162,6 @@ class Block:
         object.__setattr__(self, "shape", shape)
         _check_pool(self.pool)
 
-    def block_shape(self, shape: Shape) -> Shape:
-        """The block's own lengths on the last axes, 1 on all before them."""
-        leading = len(shape) - len(self.shape)
-        block = (1,) * leading + self.shape
-        if leading < 0 or any(
-            length > size > 0 for length, size in zip(block, shape, strict=True)
-        ):
-            raise ValueError(
-                f"a block of {by(self.shape)} is larger than the {by(shape)} weights"
-            )
-        return block
-
     def __str__(self) -> str:
         return f"{by(self.shape)} blocks, {self.pool}"
 
@@ -208,10 +180,14 @@ class Channel:
       ValueError: if a field is not one of these.
 
     Examples:
-      >>> Channel().block_shape((3, 3, 64, 128))
-      (3, 3, 64, 1)
-      >>> Channel(axis=0).block_shape((128, 64, 3, 3))  # Equinox, PyTorch
-      (1, 64, 3, 3)
+      >>> import jax.numpy as jnp, gradprune_jax as gp
+      >>> kernel = jnp.array([[4.0, 3.0], [2.0, 1.0]])
+      >>> params, _ = gp.prune({"kernel": kernel}, 0.5, structure=Channel())
+      >>> print(params["kernel"])  # one of two output channels
+      [[4. 0.]
+       [2. 0.]]
+      >>> print(Channel(axis=0))  # for kernels of Equinox and PyTorch
+      channels of axis 0, mean
 
     References:
       Li et al., [Pruning filters for efficient
@@ -225,13 +201,6 @@ class Channel:
         object.__setattr__(self, "axis", _integer("axis", self.axis))
         _check_pool(self.pool)
 
-    def block_shape(self, shape: Shape) -> Shape:
-        """The whole leaf but for one channel."""
-        axis = _axis_of(shape, self.axis)
-        return tuple(
-            1 if other == axis else max(size, 1) for other, size in enumerate(shape)
-        )
-
     def __str__(self) -> str:
         return f"channels of axis {self.axis}, {self.pool}"
 
@@ -240,58 +209,26 @@ Structure = Unstructured | NM | Block | Channel
 """Any of the structures: what `structure` of a rule may be, besides None."""
 
 
-def slice_shape(shape: Shape, stack_axis: int | None) -> Shape:
-    """The shape of one slice of a stacked leaf; of others, their own."""
-    if stack_axis is None:
-        return shape
-    stack_axis %= len(shape)
-    return shape[:stack_axis] + shape[stack_axis + 1 :]
+def check_pattern(name: str, sparsity: Any, structure: Structure | None) -> None:
+    """Refuses a sparsity that contradicts that of an N:M pattern.
 
-
-def leaf_block(structure: Structure, shape: Shape, stack_axis: int | None) -> Shape:
-    """The block along every axis of a leaf, 1 along the axis of its slices.
+    Args:
+      name: what the sparsity is, for the error.
+      sparsity: a number, or a tracer, which passes.
+      structure: a structure; none but `NM` has a sparsity of its own.
 
     Raises:
-      ValueError: if the structure does not fit the shape.
+      ValueError: if the two differ by more than 1e-6.
     """
-    block = structure.block_shape(slice_shape(shape, stack_axis))
-    if stack_axis is None:
-        return block
-    stack_axis %= len(shape)
-    return (*block[:stack_axis], 1, *block[stack_axis:])
-
-
-def output_axis(axis: int | None, ndim: int) -> int:
-    """The axis of output channels counted from the front; None is the last."""
-    return (-1 if axis is None else axis) % ndim
-
-
-def unit_shape(shape: Shape, block: Shape) -> Shape:
-    """How many blocks there are along every axis, the ragged ones too."""
-    return tuple(
-        math.ceil(size / length) for size, length in zip(shape, block, strict=True)
-    )
-
-
-def _axis_of(shape: Shape, axis: int) -> int:
-    """The axis counted from the front."""
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"there is no axis {axis} in a shape of {len(shape)} axes")
-    return axis % len(shape)
-
-
-def _along(axis: int, length: int, shape: Shape) -> Shape:
-    """A length along one axis, 1 along all others."""
-    return tuple(length if other == axis else 1 for other in range(len(shape)))
-
-
-def _nearest_group(length: int, of: int) -> str:
-    """What to write in place of `of`, for a length that it does not divide."""
-    fitting = [n for n in range(2, min(length, LARGEST_GROUP) + 1) if length % n == 0]
-    if not fitting:
-        return "no group does, leave this leaf out of the rule"
-    nearest = min(fitting, key=lambda n: (abs(n - of), n))
-    return f"the nearest that does is of={nearest}"
+    if not isinstance(structure, NM) or is_traced(sparsity):
+        return
+    own = 1 - structure.keep / structure.of
+    if abs(sparsity - own) > TOLERANCE:
+        raise ValueError(
+            f"{name} is {sparsity:.6g} with {structure!r}, whose sparsity is "
+            f"1 - {structure.keep}/{structure.of} = {own:.6g}; give {own:.6g}, or a "
+            f"pattern of sparsity {sparsity:.6g}."
+        )
 
 
 def by(lengths: Shape) -> str:

@@ -59,6 +59,29 @@ def parameters(tree: Any) -> Any:
     return jax.tree.map(parameters_of, tree, is_leaf=is_model)
 
 
+def without_variables(tree: Any) -> Any:
+    """The tree with nnx variables replaced by the arrays that they hold."""
+
+    def value(node: Any) -> Any:
+        if not isinstance(node, nnx.Variable):
+            return node
+        return open_box(node)
+
+    return jax.tree.map(value, tree, is_leaf=lambda n: isinstance(n, nnx.Variable))
+
+
+def with_parameters(tree: Any, parameters: Any) -> Any:
+    """The tree with new parameters; an nnx model becomes a new model."""
+
+    def renewed(node: Any, own: Any) -> Any:
+        if not is_model(node):
+            return own
+        graphdef, _, *others = nnx.split(node, nnx.Param, ...)
+        return nnx.merge(graphdef, own, *others)
+
+    return jax.tree.map(renewed, tree, parameters, is_leaf=is_model)
+
+
 def join(path: Path) -> str:
     """The path as it is printed and matched: keys joined by `/`."""
     return "/".join(path)

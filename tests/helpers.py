@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update.update import update_masks
-from gradprune_jax._top_k.shards import whole
+from gradprune_jax._mask_update import PrunedLeaf, update_masks
+from gradprune_jax._top_k import whole
 
 # Options for jax.jit that take back what `conftest` turns off.
 AS_FOR_USERS = {"xla_backend_optimization_level": 3}
@@ -36,5 +36,8 @@ def update_to(rule, sparsity, weights, masks):
     """One mask update of a rule to any sparsity, traced or not; None is its own."""
     if sparsity is not None:
         rule = dataclasses.replace(rule, schedule=gp.one_shot_schedule(sparsity, 0))
-    shards = [whole(leaf.shape) for leaf in weights]
-    return update_masks(rule, jnp.int32(0), weights, masks, shards)
+    leaves = [
+        PrunedLeaf(leaf, mask, whole(leaf.shape))
+        for leaf, mask in zip(weights, masks, strict=True)
+    ]
+    return update_masks(rule, jnp.int32(0), leaves)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 import gradprune_jax as gp
+from gradprune_jax._geometry import block_shape
 
 
 def kept_count(size: int, sparsity: float) -> int:
@@ -78,7 +79,7 @@ def next_masks(
         units = [unit_scores(part, structure) for part in slices]
         firsts = [
             _first_of_channels(
-                scores, structure.block_shape(part.shape), output_axis, min_per_channel
+                scores, block_shape(structure, part.shape), output_axis, min_per_channel
             )
             for part, scores in zip(slices, units, strict=True)
         ]
@@ -94,7 +95,7 @@ def next_masks(
                 )
             ]
         selected = [
-            _expand(new, structure.block_shape(part.shape), part.shape)
+            _expand(new, block_shape(structure, part.shape), part.shape)
             for new, part in zip(chosen, slices, strict=True)
         ]
     new_masks = []
@@ -126,7 +127,7 @@ def unit_scores(magnitudes: np.ndarray, structure: gp.Structure) -> np.ndarray:
 
     A block without a live weight is pruned.
     """
-    block = structure.block_shape(magnitudes.shape)
+    block = block_shape(structure, magnitudes.shape)
     if isinstance(structure, gp.Unstructured):
         return magnitudes
     is_live = magnitudes != PRUNED

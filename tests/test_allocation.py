@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update.allocation import erk_densities
-from gradprune_jax._mask_update.slices import Segment
+from gradprune_jax._mask_update.erk import erk_densities
+from gradprune_jax._mask_update.slices import Slice
+from gradprune_jax._schedules import progress
 from tests import oracle
 from tests.helpers import enable_x64
 
@@ -55,10 +56,10 @@ def by_fixed_point(shapes, density):
     density=st.floats(0.001, 0.999),
 )
 def test_densities_are_those_of_the_fixed_point(shapes, density):
-    segments = [Segment(int(np.prod(shape)), tuple(shape)) for shape in shapes]
-    densities = erk_densities(segments, density)
+    slices = [Slice(int(np.prod(shape)), tuple(shape)) for shape in shapes]
+    densities = erk_densities(slices, density)
     np.testing.assert_allclose(densities, by_fixed_point(shapes, density), rtol=1e-9)
-    sizes = [segment.units for segment in segments]
+    sizes = [each.units for each in slices]
     np.testing.assert_allclose(np.dot(densities, sizes), density * sum(sizes))
 
 
@@ -92,11 +93,11 @@ def test_leaves_go_along_the_curve_each_to_its_own_density():
     masks = [np.ones(leaf.shape, bool) for leaf in jax.tree.leaves(params)]
     for count in range(10):
         if schedule.is_update_step(count):
-            progress = float(schedule.progress(count))
+            done = float(progress(schedule, count))
             kept = []
             for mask, end in zip(masks, final, strict=True):
                 start = oracle.kept_count(mask.size, 0.25)
-                kept.append(start - round(progress * (start - end)))
+                kept.append(start - round(done * (start - end)))
             masks = oracle.next_masks(jax.tree.leaves(params), masks, 0.0, kept=kept)
         _, state = step(params, state, params)
         for mask, mine in zip(masks, jax.tree.leaves(state.masks), strict=True):
@@ -107,7 +108,7 @@ def test_leaves_go_along_the_curve_each_to_its_own_density():
 
 def test_empty_layers_have_no_part_in_the_densities():
     shapes = [(34, 56), (18, 49), (40, 2), (0, 3)]
-    layers = [Segment(int(np.prod(shape)), shape) for shape in shapes]
+    layers = [Slice(int(np.prod(shape)), shape) for shape in shapes]
     with_empty = erk_densities(layers, 0.3, 0.3)
     np.testing.assert_allclose(with_empty[:3], 0.3)
     np.testing.assert_array_equal(erk_densities(layers[3:], 0.3), [0.0])

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradprune_jax._mask_update import rounding
-from gradprune_jax._mask_update.allocation import kept_units
-from gradprune_jax._mask_update.division import leading_quotient
-from gradprune_jax._mask_update.floors import least_units
+from gradprune_jax._mask_update.floors import density_floors
+from gradprune_jax._mask_update.means import leading_quotient
+from gradprune_jax._mask_update.slices import Slice
 from gradprune_jax._top_k import counts
 from gradprune_jax._top_k.counts import Count
 from tests import oracle
@@ -27,10 +27,11 @@ sparsities = st.one_of(
 
 @given(sizes, sparsities)
 def test_kept_counts_are_exact(sizes, sparsity):
-    kept = rounding.kept_count(sizes, jnp.float32(sparsity))
     expected = [oracle.kept_count(size, sparsity) for size in sizes]
-    assert list(kept.integers()) == expected
-    assert [kept_units(size, sparsity) for size in sizes] == expected
+    for number in (jnp.float32(sparsity), np.float32(sparsity)):
+        kept = rounding.kept_count(sizes, number)
+        assert isinstance(kept.low, jax.Array) == isinstance(number, jax.Array)
+        assert list(kept.integers()) == expected
 
 
 @given(st.integers(0, 2**20), st.integers(0, 2**10))
@@ -52,10 +53,14 @@ def test_more_weights_than_float32_or_uint32_can_count():
             assert kept.integers()[0] == expected
 
 
+def floors_of(sizes, density):
+    return density_floors(density, [Slice(size, (size,)) for size in sizes]).integers()
+
+
 @given(sizes, sparsities)
 def test_floors_are_exact(sizes, fraction):
     decimal = Fraction(str(fraction))
-    assert [least_units(size, fraction) for size in sizes] == [
+    assert list(floors_of(sizes, fraction)) == [
         -(-size * decimal // 1) for size in sizes
     ]
     float32 = np.float32(fraction)
@@ -75,7 +80,7 @@ def test_a_tenth_of_a_thousand_is_a_hundred_traced_or_not(density):
     expected = [-(-size * Fraction(str(density)) // 1) for size in sizes]
     traced = jax.jit(lambda d: rounding.ceiling_count(sizes, d))(density)
     assert list(traced.integers()) == expected
-    assert [least_units(size, density) for size in sizes] == expected
+    assert list(floors_of(sizes, density)) == expected
 
 
 @given(integers, integers)

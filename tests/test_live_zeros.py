@@ -13,8 +13,8 @@ import optax
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update import allocation
-from gradprune_jax._mask_update.slices import Segment
+from gradprune_jax._mask_update import slices_of_leaf
+from gradprune_jax._mask_update.allocation import allocate
 from tests import oracle
 
 SCHEDULE = gp.polynomial_schedule(0.75, 0, 4, every=1)
@@ -52,8 +52,8 @@ def kept_by(rule, step):
         pruned = (rule.structure.of - rule.structure.keep) * progress
         return rule.structure.of - int(pruned)
     if rule.allocation == "erk":
-        segments = [Segment.of_leaf(rule, s) for s in SHAPES.values()]
-        budget = allocation.allocate(rule, segments, jnp.int32(step))
+        slices = [s for shape in SHAPES.values() for s in slices_of_leaf(rule, shape)]
+        budget = allocate(rule, slices, jnp.int32(step))
         return list(budget.kept.integers())
     return None
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update.nm import group_kept
+from gradprune_jax._mask_update import group_kept
 from tests import oracle
 from tests.helpers import update_to
 from tests.test_selection import seeds

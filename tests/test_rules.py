@@ -11,8 +11,9 @@ import pytest
 from flax.training.train_state import TrainState
 
 import gradprune_jax as gp
-from gradprune_jax._rules.rule import assign
-from gradprune_jax._rules.weights import WEIGHT_NAMES, warn_of_dense_weights
+from gradprune_jax._rules import assign, warn_of_dense_weights
+from gradprune_jax._rules.weights import WEIGHT_NAMES
+from gradprune_jax._tree import named_leaves
 
 SCHEDULE = gp.polynomial_schedule(0.5, 0, 10, every=5)
 PARAMS = {
@@ -208,7 +209,8 @@ def test_the_default_documents_every_name_that_it_knows():
 def dense_warnings(rules, params):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_dense_weights(rules, params, assign(rules, params))
+        leaves = named_leaves(params)
+        warn_of_dense_weights(rules, leaves, assign(rules, leaves))
     return [str(warning.message) for warning in caught]
 
 
@@ -396,7 +398,7 @@ def test_a_floor_of_channels_may_be_traced():
     def trace(least):
         rule = gp.Rule(SCHEDULE, min_per_channel=least, output_axis=0)
         assert rule.min_per_channel is least
-        assign([rule], PARAMS)
+        assign([rule], named_leaves(PARAMS))
         gp.plan([gp.Rule(SCHEDULE)], PARAMS, min_per_channel=least)
         with pytest.raises(ValueError, match="min_per_channel of rule 0 is traced"):
             gp.plan(rule, PARAMS)

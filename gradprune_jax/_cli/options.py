@@ -12,8 +12,8 @@ from typing import Any, get_args
 import click
 
 import gradprune_jax as gp
-from gradprune_jax._rules.fit import check_pattern
-from gradprune_jax._rules.rule import Allocation
+from gradprune_jax._rules import Allocation
+from gradprune_jax._structures import check_pattern
 from gradprune_jax.report.table import printable
 
 _PATTERN = r"(\d+):(\d+)"

@@ -30,7 +30,7 @@ from gradprune_jax._files import safetensors as _safetensors
 from gradprune_jax._files.atomic import replacing
 from gradprune_jax._files.safetensors import StoredArray
 from gradprune_jax._prune import select_masks
-from gradprune_jax._rules.rule import selected_leaves
+from gradprune_jax._rules import selected_leaves
 from gradprune_jax.report.table import Row, draw_table
 
 

@@ -1,4 +1,4 @@
-"""Pattern: the largest weights of every group of neighbours, for N:M sparsity.
+"""N:M: the largest weights of every group of neighbours.
 
 A weight is kept if fewer than N of its group come before it. Each is compared with all
 of its group, so nothing is sorted or moved, and groups know nothing of each other.
@@ -6,12 +6,40 @@ of its group, so nothing is sorted or moved, and groups know nothing of each oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from gradprune_jax._mask_update.blocks import BlockedLeaf
 from gradprune_jax._mask_update.rounding import float32_parts
+from gradprune_jax._rules import Rule
 from gradprune_jax._structures import NM
-from gradprune_jax._top_k.summation import LONGEST_GROUP, split_axis
+from gradprune_jax._top_k import (
+    LONGEST_GROUP,
+    ranking_dtype,
+    ranking_keys,
+    split_axis,
+)
+
+
+def select_in_groups(
+    rule: Rule, pattern: NM, step: jax.Array, leaves: Sequence[BlockedLeaf]
+) -> list[jax.Array]:
+    """The largest weights of every group of N:M."""
+    schedule: Any = rule.schedule
+    final = jnp.asarray(schedule.final_sparsity, jnp.float32)
+    kept = group_kept(pattern, schedule.sparsity(step), final)
+    return [
+        _largest_of_groups(
+            ranking_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
+            leaf.block.index(pattern.of),
+            pattern.of,
+            kept,
+        )
+        for leaf in leaves
+    ]
 
 
 def group_kept(
@@ -47,7 +75,7 @@ def group_kept(
     return structure.of - jnp.where(is_final, pruned, so_far).astype(jnp.int32)
 
 
-def largest_of_groups(
+def _largest_of_groups(
     keys: jax.Array, axis: int, of: int, kept: jax.Array
 ) -> jax.Array:
     """Marks the `kept` largest keys of every group, of equal ones the first.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradprune_jax._top_k.counts import Count, array_namespace, maximum, select
+from gradprune_jax._top_k import Count, array_namespace, maximum, select
 
 
 def kept_count(sizes: Sequence[int], sparsity: Any) -> Count:

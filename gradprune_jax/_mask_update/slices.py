@@ -1,23 +1,17 @@
-"""Segments: leaves, or slices of stacked leaves, as allocation counts them."""
+"""Slices as allocation counts them: how many units, of which shape."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from gradprune_jax._rules.rule import Rule
-from gradprune_jax._structures import (
-    NM,
-    Shape,
-    Unstructured,
-    output_axis,
-    slice_shape,
-    unit_shape,
-)
+from gradprune_jax._geometry import block_shape, output_axis, slice_shape, unit_shape
+from gradprune_jax._rules import Rule
+from gradprune_jax._structures import NM, Shape, Unstructured
 
 
-class Segment(NamedTuple):
-    """A leaf, or one slice of a stacked leaf.
+class Slice(NamedTuple):
+    """A leaf, or one layer of a stacked leaf.
 
     Attributes:
       units: the number of its units: weights, blocks or channels.
@@ -27,29 +21,41 @@ class Segment(NamedTuple):
     """
 
     units: int
-    shape: tuple[int, ...]
+    shape: Shape
     output_channels: int = 1
     unit_inputs: int = 1
 
-    @classmethod
-    def of_leaf(cls, rule: Rule, shape: Shape) -> Segment:
-        """A slice of a rule's leaf, or the leaf if it is not stacked.
 
-        Args:
-          rule: the rule.
-          shape: the shape of the whole leaf.
-        """
-        own = slice_shape(shape, rule.stack_axis)
-        block = (rule.structure or Unstructured()).block_shape(own)
-        if isinstance(rule.structure, NM):  # which counts weights
-            block = Unstructured().block_shape(own)
-        units = unit_shape(own, block)
-        if not own:
-            return cls(1, own)
-        axis = output_axis(rule.output_axis, len(own))
-        return cls(
-            units=math.prod(units),
-            shape=own,
-            output_channels=units[axis],
-            unit_inputs=math.prod(block) // block[axis],
-        )
+def slices_of_leaf(rule: Rule, shape: Shape) -> list[Slice]:
+    """The slices of a rule's leaf: one, or as many as it has layers.
+
+    Args:
+      rule: the rule.
+      shape: the shape of the whole leaf.
+
+    Returns:
+      The slices, which are all alike.
+
+    Examples:
+      >>> from gradprune_jax import Channel
+      >>> rule = Rule(None, structure=Channel(), stack_axis=0)
+      >>> slices_of_leaf(rule, (2, 3, 8))[0]
+      Slice(units=8, shape=(3, 8), output_channels=8, unit_inputs=3)
+    """
+    layers = 1 if rule.stack_axis is None else shape[rule.stack_axis]
+    own = slice_shape(shape, rule.stack_axis)
+    if not own:
+        return [Slice(1, own)] * layers
+    structure = rule.structure or Unstructured()
+    if isinstance(structure, NM):  # of which weights are counted
+        structure = Unstructured()
+    block = block_shape(structure, own)
+    units = unit_shape(own, block)
+    axis = output_axis(rule.output_axis, len(own))
+    one = Slice(
+        units=math.prod(units),
+        shape=own,
+        output_channels=units[axis],
+        unit_inputs=math.prod(block) // block[axis],
+    )
+    return [one] * layers

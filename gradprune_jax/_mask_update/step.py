@@ -1,9 +1,9 @@
 """One rule's step: new masks on its update steps, by a program that is compiled once.
 
 Outside `jit` a conditional would be compiled anew at every step, and
-`optax.inject_hyperparams` makes a link anew at every step. So the program belongs to
-this module, and is found again by the rule. Traced numbers of a rule are arguments of
-the program.
+`optax.inject_hyperparams` makes a link anew at every step. So the compiled program
+belongs to this module and is found again by the rule. The traced numbers of a rule are
+arguments of the program.
 """
 
 from __future__ import annotations
@@ -17,63 +17,58 @@ import jax
 
 from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
+from gradprune_jax._mask_update.leaf import PrunedLeaf
 from gradprune_jax._mask_update.update import update_masks
-from gradprune_jax._rules.rule import Rule
-from gradprune_jax._top_k.shards import Shard
+from gradprune_jax._rules import Rule
+from gradprune_jax._schedules import is_concrete, with_table
 
 
 def masks_at_step(
-    rule: Rule,
-    step: jax.Array,
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
-    shards: Sequence[Shard],
+    rule: Rule, step: jax.Array, leaves: Sequence[PrunedLeaf]
 ) -> list[jax.Array]:
     """The masks of one rule after a step: new ones if it is an update step.
 
     Rules that are equal have one program. Outside `jit` a number of a rule that changes
-    from step to step is another rule, and is compiled for.
+    from step to step makes another rule, which is compiled anew.
 
     Args:
       rule: the rule, with a schedule.
       step: integer scalar, the step of the schedule.
-      weights: its leaves, in the order of the tree.
-      masks: their masks, bool.
-      shards: where the leaves lie in whole arrays, inside `shard_map`.
+      leaves: the leaves that the rule prunes, in the order of the tree.
 
     Returns:
-      The masks, bool.
+      The masks, bool, one a leaf.
     """
     schedule: Any = rule.schedule
-    if schedule.fn is not None and not schedule.is_concrete:
+    if schedule.fn is not None and not is_concrete(schedule):
         # Its function has tracers inside, which no compiled program may keep.
-        return _masks_at_step(rule, shards, step, weights, masks)
-    rule = dataclasses.replace(rule, where=None, schedule=schedule.tabulated())
+        return _masks_at_step(rule, step, leaves)
+    rule = dataclasses.replace(rule, where=None, schedule=with_table(schedule))
     known, traced = _split(rule)
-    return _compiled_masks(known, tuple(shards), traced, step, weights, masks)
+    return _compiled_masks(known, traced, step, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
 def _compiled_masks(
-    known: Any, shards: tuple[Shard, ...], traced: Any, *arrays: Any
+    known: Any, traced: Any, step: jax.Array, leaves: Sequence[PrunedLeaf]
 ) -> list[jax.Array]:
-    """`_masks_at_step`, with the traced numbers of the rule as arguments."""
-    return _masks_at_step(_join(known, traced), shards, *arrays)
+    """The masks after a step, with the traced numbers of the rule as arguments."""
+    return _masks_at_step(_join(known, traced), step, leaves)
 
 
 def _masks_at_step(
-    rule: Rule,
-    shards: Sequence[Shard],
-    step: jax.Array,
-    weights: Sequence[jax.Array],
-    masks: Sequence[jax.Array],
+    rule: Rule, step: jax.Array, leaves: Sequence[PrunedLeaf]
 ) -> list[jax.Array]:
+    """The masks after a step."""
     schedule: Any = rule.schedule
-    masks = list(map(laid_out_like, masks, weights))
+    leaves = [
+        dataclasses.replace(leaf, mask=laid_out_like(leaf.mask, leaf.weights))
+        for leaf in leaves
+    ]
     return jax.lax.cond(
         schedule.is_update_step(step),
-        lambda: update_masks(rule, step, weights, masks, shards),
-        lambda: masks,
+        lambda: update_masks(rule, step, leaves),
+        lambda: [leaf.mask for leaf in leaves],
     )
 
 

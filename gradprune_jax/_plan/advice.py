@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gradprune_jax._checks import is_traced
-from gradprune_jax._rules.weights import first_of, last_name
-from gradprune_jax._structures import NM, Channel, Shape, by, slice_shape
-
-if TYPE_CHECKING:
-    from gradprune_jax._plan.plan import LeafPlan
-    from gradprune_jax._rules.rule import Rule
+from gradprune_jax._geometry import slice_shape
+from gradprune_jax._plan.leaf import LeafPlan
+from gradprune_jax._rules import Rule, last_name
+from gradprune_jax._structures import NM, Channel, Shape, by
+from gradprune_jax._tables import first_of
 
 # Kernels of convolutions are rarely longer in space.
 _LONGEST_WINDOW = 11

@@ -11,19 +11,26 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
-from gradprune_jax._mask_update.allocation import LARGEST_LEAF, final_total, final_units
-from gradprune_jax._mask_update.slices import Segment
-from gradprune_jax._plan.plan import LeafPlan, Plan
-from gradprune_jax._rules.rule import Allocation, Rule, Where, as_rules, assign
-from gradprune_jax._rules.weights import unmatched_matrices
-from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._structures import (
-    NM,
-    Structure,
-    Unstructured,
-    leaf_block,
+from gradprune_jax._geometry import leaf_block
+from gradprune_jax._mask_update import (
+    LARGEST_LEAF,
+    Slice,
+    kept_in_the_end,
+    slices_of_leaf,
 )
-from gradprune_jax._transform.links import ScheduleOrRules
+from gradprune_jax._plan.leaf import LeafPlan
+from gradprune_jax._plan.plan import Plan
+from gradprune_jax._rules import (
+    Allocation,
+    Rule,
+    ScheduleOrRules,
+    Where,
+    as_rules,
+    assign,
+    unmatched_matrices,
+)
+from gradprune_jax._schedules import SparsitySchedule, is_concrete, peak
+from gradprune_jax._structures import NM, Structure, Unstructured
 
 
 def plan(
@@ -92,9 +99,9 @@ def plan(
     named = _tree.named_leaves(params)
     for named_leaf in named:
         _check_shape(named_leaf)
-    missed = {leaf.name for leaf in unmatched_matrices(rules, params)}
+    missed = {leaf.name for leaf in unmatched_matrices(rules, named)}
     leaves = [_dense(leaf, leaf.name in missed) for leaf in named]
-    assigned = assign(rules, params)
+    assigned = assign(rules, named)
     totals: list[tuple[int | None, int | None]] = []
     for position, rule in enumerate(rules):
         own = [i for i, owner in enumerate(assigned) if owner == position]
@@ -155,21 +162,31 @@ def _plan_rule(
     schedule = rule.schedule
     if schedule is None:
         return [], None, None
+    if not leaves:
+        return [], 0, 0
     blocks = [_unit(rule, leaf) for leaf in leaves]
-    segments = [_segments(rule, leaf) for leaf in leaves]
-    for leaf, of_leaf in zip(leaves, segments, strict=True):
-        _check_size(rule, leaf, of_leaf)
-    of_all = [segment for of_leaf in segments for segment in of_leaf]
-    each = final_units(rule, of_all)
-    ends = np.cumsum([0, *map(len, segments)])
-    is_uniform = rule.allocation != "erk" and not isinstance(rule.structure, NM)
+    slices = [slices_of_leaf(rule, leaf.shape) for leaf in leaves]
+    for leaf, own in zip(leaves, slices, strict=True):
+        _check_size(rule, leaf, own)
+    kept = kept_in_the_end(rule, [each for own in slices for each in own])
+    if rule.allocation == "global":
+        of_leaves: list[int | None] = [None] * len(leaves)
+    else:
+        ends = np.cumsum([len(own) for own in slices])
+        of_leaves = [int(own.sum()) for own in np.split(kept, ends[:-1])]
+    has_own_sparsity = (
+        rule.allocation == "erk"
+        or isinstance(rule.structure, NM)
+        or rule.min_per_channel > 0
+    )
     plans = []
-    for i, (leaf, block) in enumerate(zip(leaves, blocks, strict=True)):
-        units = sum(segment.units for segment in segments[i])
-        kept = None if each is None else sum(each[ends[i] : ends[i + 1]])
-        final = float(np.float32(schedule.highest_sparsity))
-        if kept is not None and (rule.min_per_channel or not is_uniform):
-            final = 1 - kept / max(units, 1)
+    for leaf, block, own, units_kept in zip(
+        leaves, blocks, slices, of_leaves, strict=True
+    ):
+        units = sum(each.units for each in own)
+        _, final = peak(schedule)
+        if units_kept is not None and has_own_sparsity:
+            final = 1 - units_kept / max(units, 1)
         plans.append(
             dataclasses.replace(
                 leaf,
@@ -177,11 +194,11 @@ def _plan_rule(
                 structure=rule.structure or Unstructured(),
                 final_sparsity=final,
                 units=units,
-                kept_units=kept,
-                kept=_weights_of(kept, {_unit_size(leaf, block)}),
+                kept_units=units_kept,
+                kept=_weights_of(units_kept, {_unit_size(leaf, block)}),
             )
         )
-    total = final_total(rule, of_all)
+    total = int(kept.sum())
     weights = [leaf.kept for leaf in plans if leaf.kept is not None]
     if len(weights) == len(plans):
         return plans, total, sum(weights)
@@ -197,14 +214,6 @@ def _unit(rule: Rule, leaf: LeafPlan) -> tuple[int, ...]:
     return leaf_block(structure, leaf.shape, rule.stack_axis)
 
 
-def _segments(rule: Rule, leaf: LeafPlan) -> list[Segment]:
-    """The slices of a leaf, or the leaf itself."""
-    axis = rule.stack_axis
-    return [Segment.of_leaf(rule, leaf.shape)] * (
-        1 if axis is None else leaf.shape[axis]
-    )
-
-
 def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:
     """The weights of every unit of a leaf; None if some are cut short."""
     if any(size % length for size, length in zip(leaf.shape, block, strict=True)):
@@ -212,9 +221,9 @@ def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:
     return math.prod(block)
 
 
-def _check_size(rule: Rule, leaf: LeafPlan, segments: Sequence[Segment]) -> None:
+def _check_size(rule: Rule, leaf: LeafPlan, slices: Sequence[Slice]) -> None:
     """Refuses a leaf of more weights or blocks than a mask update can rank."""
-    units = max((segment.units for segment in segments), default=0)
+    units = max((each.units for each in slices), default=0)
     if units > LARGEST_LEAF and not isinstance(rule.structure, NM):
         raise ValueError(
             f"{leaf.path!r} has {units:,} weights or blocks that are ranked together; "
@@ -245,7 +254,7 @@ def _check_schedule(
     """Refuses a schedule that cannot be planned, or does not end within training."""
     if schedule is None:
         return
-    if not schedule.is_concrete:
+    if not is_concrete(schedule):
         raise ValueError(
             f"the schedule of rule {position} has traced fields; plan needs numbers."
         )

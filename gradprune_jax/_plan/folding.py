@@ -6,10 +6,9 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from gradprune_jax._plan.plan import LeafPlan
+from gradprune_jax._plan.leaf import LeafPlan
 
 # A number that ends a key: `layers/0`, `layers_0`, `layers.0`; not one in a word, nor
 # one that begins with 0 and could not be written back.

@@ -3,48 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from gradprune_jax._plan import folding as _folding
 from gradprune_jax._plan.advice import advice
-from gradprune_jax._rules.rule import Rule
-from gradprune_jax._rules.weights import share, some_of
-from gradprune_jax._structures import Channel, Structure, by
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafPlan:
-    """What is planned for one parameter.
-
-    Attributes:
-      path: the parameter's path, keys joined by `/`.
-      shape: its shape.
-      dtype: its dtype.
-      size: its number of weights.
-      rule: the position of its rule, None if it stays dense.
-      structure: which of its weights are kept together, None if it stays dense.
-      final_sparsity: the sparsity of its units in the end, 0 if it stays dense; under
-        global allocation that of all leaves of the rule together.
-      units: what is counted of it: its weights, blocks or channels.
-      kept_units: those that stay; None where the weights of other leaves decide
-        (global allocation).
-      kept: its weights that stay; None under global allocation, and where blocks of
-        several sizes lie in the leaf.
-      is_missed: whether it stays dense though it is floating and has two axes or more,
-        and no rule, not even one without a schedule, matches it.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: Any
-    size: int
-    rule: int | None
-    structure: Structure | None
-    final_sparsity: float
-    units: int
-    kept_units: int | None
-    kept: int | None
-    is_missed: bool = False
+from gradprune_jax._plan.leaf import LeafPlan
+from gradprune_jax._rules import Rule
+from gradprune_jax._structures import Channel, by
+from gradprune_jax._tables import share, some_of
 
 
 @dataclasses.dataclass(frozen=True)

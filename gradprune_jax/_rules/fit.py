@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 
 from gradprune_jax._checks import is_traced
-from gradprune_jax._structures import (
-    NM,
-    Block,
-    Channel,
-    Shape,
-    Structure,
-    Unstructured,
-    leaf_block,
-    output_axis,
-    slice_shape,
-)
-
-# Sparsities are written as decimals, such as 0.333333 for 2:3.
-TOLERANCE = 1e-6
-
-if TYPE_CHECKING:
-    from gradprune_jax._rules.rule import Rule
+from gradprune_jax._geometry import block_shape, leaf_block, output_axis, slice_shape
+from gradprune_jax._rules.rule import Rule
+from gradprune_jax._structures import NM, Block, Channel, Shape, Unstructured
 
 
 def check_prunable(name: str, dtype: Any, shape: Shape, rule: Rule) -> None:
@@ -56,28 +42,6 @@ def check_prunable(name: str, dtype: Any, shape: Shape, rule: Rule) -> None:
         ) from None
     if not is_traced(rule.min_per_channel) and rule.min_per_channel > 0:
         _check_channels(name, slice_shape(shape, axis), rule)
-
-
-def check_pattern(name: str, sparsity: Any, structure: Structure | None) -> None:
-    """Refuses a sparsity that contradicts that of an N:M pattern.
-
-    Args:
-      name: what the sparsity is, for the error.
-      sparsity: a number, or a tracer, which passes.
-      structure: a structure; none but `NM` has a sparsity of its own.
-
-    Raises:
-      ValueError: if the two differ by more than 1e-6.
-    """
-    if not isinstance(structure, NM) or is_traced(sparsity):
-        return
-    own = 1 - structure.keep / structure.of
-    if abs(sparsity - own) > TOLERANCE:
-        raise ValueError(
-            f"{name} is {sparsity:.6g} with {structure!r}, whose sparsity is "
-            f"1 - {structure.keep}/{structure.of} = {own:.6g}; give {own:.6g}, or a "
-            f"pattern of sparsity {sparsity:.6g}."
-        )
 
 
 def _check_dtype(name: str, dtype: Any, rule: Rule) -> None:
@@ -136,7 +100,7 @@ def _check_channels(name: str, shape: Shape, rule: Rule) -> None:
                     f"to {kept}, or narrow the rule."
                 )
         case Block():
-            block = rule.structure.block_shape(shape)
+            block = block_shape(rule.structure, shape)
             for other, (size, length) in enumerate(zip(shape, block, strict=True)):
                 if other != axis and size % length:
                     raise ValueError(

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradprune_jax._checks import as_number, is_traced
-from gradprune_jax._rules.rule import Rule, as_rules
+from gradprune_jax._rules.rule import Rule, ScheduleOrRules, as_rules
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._structures import NM, Block, Channel, Structure, Unstructured
-from gradprune_jax._transform.links import ScheduleOrRules
 
 _STRUCTURES: dict[str, type] = {
     structure.__name__: structure for structure in (Unstructured, NM, Block, Channel)

@@ -1,15 +1,13 @@
-"""Rules: which parameters are pruned, on which schedule, in which pattern."""
+"""Rule: which parameters are pruned, on which schedule, in which structure."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
-import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import (
@@ -17,17 +15,11 @@ from gradprune_jax._checks import (
     check_axis,
     check_fraction,
     check_integer,
-    check_schedule,
-    check_structure,
-    check_where,
     is_traced,
 )
-from gradprune_jax._rules.fit import check_pattern, check_prunable
-from gradprune_jax._rules.weights import WEIGHT_NAMES, is_weight
-from gradprune_jax._structures import NM, Structure
-
-if TYPE_CHECKING:
-    from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._rules.weights import is_weight
+from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._structures import NM, Structure, check_pattern
 
 Where = str | Callable[[_tree.Path, jax.ShapeDtypeStruct], bool]
 Allocation = Literal["uniform", "global", "erk"]
@@ -84,9 +76,9 @@ class Rule:
     output_axis: int | None = None
 
     def __post_init__(self) -> None:
-        check_schedule(self.schedule)
-        check_where(self.where)
-        check_structure(self.structure)
+        _check_schedule(self.schedule)
+        _check_where(self.where)
+        _check_structure(self.structure)
         if self.allocation not in get_args(Allocation):
             raise ValueError(
                 f"allocation is {self.allocation!r}; it must be one of "
@@ -121,27 +113,6 @@ class Rule:
                 "along which axis min_per_channel counts, so give both or neither."
             )
 
-    def matches(self, path: _tree.Path, leaf: jax.ShapeDtypeStruct) -> bool:
-        """Whether the rule selects this leaf, whatever the rules before it do."""
-        match self.where:
-            case None:
-                return is_weight(path, leaf)
-            case str(pattern):
-                return re.fullmatch(pattern, _tree.join(path)) is not None
-            case predicate:
-                return bool(predicate(path, leaf))
-
-    def selects(self, leaf: _tree.Leaf) -> bool:
-        """Whether the rule matches a leaf of a tree, by its path, shape and dtype."""
-        if not _is_array(leaf.value):
-            return False  # a Python number or a function is no parameter
-        # Rules see shape and dtype alone: values are tracers here, and inside
-        # `optax.masked` the same rule is asked about updates in place of parameters.
-        spec = jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype)
-        # A name that errors and plans print selects its leaf, also if it is no path
-        # (`['a']['0']`), or means something else as a regular expression.
-        return self.where == leaf.name or self.matches(leaf.path, spec)
-
     def __str__(self) -> str:
         match self.where:
             case None:
@@ -151,6 +122,9 @@ class Rule:
             case predicate:
                 where = getattr(predicate, "__name__", repr(predicate))
         return f"where={where}"
+
+
+ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
 
 
 def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
@@ -192,106 +166,40 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
     return rules
 
 
-def assign(
-    rules: Sequence[Rule],
-    tree: Any,
-    shapes: Sequence[tuple[int, ...]] | None = None,
-    *,
-    all_match: bool = True,
-) -> list[int | None]:
-    """The rule of each leaf: the first that matches.
-
-    Args:
-      rules: the rules, in order.
-      tree: parameters, arrays or their shapes (`jax.eval_shape`).
-      shapes: the shapes of whole leaves, where the tree has local pieces of them.
-      all_match: whether every rule must match a leaf.
-
-    Returns:
-      For each leaf, in the order of `jax.tree.leaves`, the position of the rule that
-      prunes it, or None if it stays dense.
-
-    Raises:
-      ValueError: if a rule matches no leaf, or a leaf that cannot be pruned.
-    """
-    leaves = _tree.named_leaves(tree)
-    matches = [
-        [position for position, rule in enumerate(rules) if rule.selects(leaf)]
-        for leaf in leaves
-    ]
-    winners = [positions[0] if positions else None for positions in matches]
-    # optax.tree.map_params calls `init` on a placeholder without leaves.
-    for position in range(len(rules) if leaves and all_match else 0):
-        if not any(position in positions for positions in matches):
-            raise ValueError(_unmatched(position, rules[position], leaves))
-    assigned = [
-        None if winner is None or rules[winner].schedule is None else winner
-        for winner in winners
-    ]
-    for position, (leaf, winner) in enumerate(zip(leaves, assigned, strict=True)):
-        if winner is not None:
-            shape = np.shape(leaf.value) if shapes is None else shapes[position]
-            check_prunable(leaf.name, leaf.value.dtype, shape, rules[winner])
-    return assigned
-
-
-def selected_leaves(rule: Rule, tree: Any) -> list[int]:
-    """The positions of the leaves that one rule prunes, at least one."""
-    own = [i for i, owner in enumerate(assign([rule], tree)) if owner is not None]
-    if not own:
-        raise ValueError(
-            f"the parameters have no leaves, so the rule ({rule}) has none."
-        )
-    return own
-
-
-def _unmatched(position: int, rule: Rule, leaves: Sequence[_tree.Leaf]) -> str:
-    """The error for a rule that matches no leaf, with the paths that were near."""
-    number = _in_place_of_array(rule, leaves)
-    if number is not None:
-        return (
-            f"rule {position} ({rule}) matches no parameter. {number.name!r} is a "
-            f"Python {type(number.value).__name__} and no array; make numbers, or the "
-            "list that holds them, an array: jnp.asarray(...)."
-        )
-    names = [leaf.name for leaf in leaves]
-    match rule.where:
-        case None:
-            wanted = "kernel"
-            reason = (
-                "By default floating leaves of two or more axes are pruned that are "
-                f"named {', '.join(sorted(WEIGHT_NAMES))}; give where, a regular "
-                "expression for the whole path."
-            )
-        case str(wanted):
-            reason = "The regular expression must match the whole path."
-        case _:
-            wanted = "kernel"
-            reason = (
-                "It was called with the path, a tuple of strings, and the shape and "
-                "dtype of every leaf, and was never true."
-            )
-    closest = difflib.get_close_matches(wanted, names, n=5, cutoff=0.0)
-    return (
-        f"rule {position} ({rule}) matches no parameter. {reason} The closest paths "
-        f"are: {', '.join(map(repr, closest))}."
+def _check_schedule(schedule: Any) -> None:
+    """Refuses what has no mask updates: a number, an optax schedule."""
+    if schedule is None or isinstance(schedule, SparsitySchedule):
+        return
+    raise TypeError(
+        f"the schedule is {schedule!r}; it must be a SparsitySchedule, such as "
+        "polynomial_schedule(0.9, begin_step=1_000, end_step=10_000), or None."
     )
 
 
-def _in_place_of_array(rule: Rule, leaves: Sequence[_tree.Leaf]) -> _tree.Leaf | None:
-    """A leaf that is no array, where this is why the rule matches nothing."""
-    no_arrays = [leaf for leaf in leaves if not _is_array(leaf.value)]
-    if isinstance(rule.where, str):
-        for leaf in no_arrays:
-            if rule.where == leaf.name or re.fullmatch(rule.where, leaf.name):
-                return leaf
-        return None
-    return no_arrays[0] if len(no_arrays) == len(leaves) else None
+def _check_where(where: Any) -> None:
+    """Refuses what selects no leaves: no valid expression, no callable."""
+    if isinstance(where, str):
+        try:
+            re.compile(where)
+        except re.error as error:
+            raise ValueError(
+                f"where is {where!r}, which is no regular expression: {error}."
+            ) from None
+    elif where is not None and not callable(where):
+        raise ValueError(
+            f"where is {where!r}; it must be a regular expression, a callable (path, "
+            "leaf) -> bool, or None. Under optax.inject_hyperparams a callable needs "
+            "static_args='where'."
+        )
 
 
-def _is_array(value: Any) -> bool:
-    """Whether a leaf has the shape and dtype of an array, or of one that will be."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+def _check_structure(structure: Any) -> None:
+    """Refuses what is no structure, a string such as 2:4 among others."""
+    if structure is not None and not isinstance(structure, Structure):
+        raise ValueError(
+            f"structure is {structure!r}; it must be Unstructured(), NM(...), "
+            "Block(...), Channel(...), or None."
+        )
 
 
 def _is_nonzero(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradprune_jax._rules.rule import Rule
+from gradprune_jax._rules import Rule
 
 
 def of_masked_loss(

@@ -1,4 +1,4 @@
-"""The transformation: pruning as one link of an optax chain."""
+"""The links of an optax chain that prune: by rules, or by masks that are given."""
 
 from __future__ import annotations
 
@@ -11,35 +11,27 @@ import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _tree
-from gradprune_jax._mask_update.step import masks_at_step
-from gradprune_jax._rules.rule import Allocation, Rule, Where, as_rules, assign
-from gradprune_jax._rules.weights import warn_of_dense_weights
-from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._state import (
-    GradualPruneState,
-    WithGradualPruneState,
-    check_state,
-    is_dense,
-    mask_like,
-    masks_by_leaf,
+from gradprune_jax._mask_update import PrunedLeaf, masks_at_step
+from gradprune_jax._pairing import pair_with_masks
+from gradprune_jax._rules import (
+    Allocation,
+    Rule,
+    ScheduleOrRules,
+    Where,
+    as_rules,
+    assign,
+    warn_of_dense_weights,
 )
+from gradprune_jax._state import GradualPruneState, check_state, is_dense, mask_like
 from gradprune_jax._structures import Structure
-from gradprune_jax._top_k.shards import shards
-from gradprune_jax._transform.absent import (
-    as_arrays,
+from gradprune_jax._transform.leaves import (
+    LeafUpdate,
+    UpdateTree,
     check_given,
-    with_absent,
-    without_absent,
-)
-from gradprune_jax._transform.line_search import (
-    change_masks,
-    forget_losses,
-    of_masked_loss,
+    pair_leaves,
 )
 from gradprune_jax._transform.order import after
-from gradprune_jax._transform.zeroing import map_pruned, mask_gradient, zero_pruned
-
-ScheduleOrRules = SparsitySchedule | Rule | Sequence[Rule]
+from gradprune_jax._transform.partition_specs import shards
 
 
 def gradual_prune(
@@ -141,16 +133,15 @@ def gradual_prune(
 
     def init_fn(params: optax.Params) -> GradualPruneState:
         check_given(params)
-        leaves: list[Any]
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(params)
+        leaves = _tree.named_leaves(params)
         placement = shards(params, partition_specs, may_be_whole=True)
-        assigned = assign(rules, params, [shard.shape for shard in placement])
-        warn_of_dense_weights(rules, params, assigned)
+        assigned = assign(rules, leaves, [shard.shape for shard in placement])
+        warn_of_dense_weights(rules, leaves, assigned)
         masks = [
-            optax.MaskedNode() if position is None else mask_like(leaf)
+            optax.MaskedNode() if position is None else mask_like(leaf.value)
             for leaf, position in zip(leaves, assigned, strict=True)
         ]
+        treedef: Any = jax.tree.structure(params)
         return GradualPruneState(jnp.zeros([], jnp.int32), treedef.unflatten(masks))
 
     def update_fn(
@@ -161,153 +152,107 @@ def gradual_prune(
     ) -> tuple[optax.Updates, GradualPruneState]:
         del extra_args
         check_state(state, GradualPruneState)
-        params, masks_tree = without_absent(updates, params, state.masks)
-        leaves: list[Any]
-        treedef: Any
-        leaves, treedef = jax.tree.flatten(params)
-        placement = shards(params, partition_specs)
-        shapes = [shard.shape for shard in placement]
-        assigned = assign(rules, params, shapes, all_match=False)  # some may be absent
-        masks = masks_by_leaf(masks_tree, params)
-        _check_rules(masks, params, assigned)
-        step = after(state.count, jax.tree.leaves(updates), placement)
-        for position, rule in enumerate(rules):
-            own = [i for i, owner in enumerate(assigned) if owner == position]
-            if own and rule.schedule is not None:
-                new = masks_at_step(
-                    rule,
-                    step,
-                    [leaves[i] for i in own],
-                    [masks[i] for i in own],
-                    [placement[i] for i in own],
-                )
-                masks = _replaced(masks, own, new)
-                if position + 1 < len(rules):
-                    step = after(step, new, placement)
-        new_updates = map_pruned(zero_pruned, treedef, masks, params, updates)
-        new_masks = with_absent(updates, treedef.unflatten(masks), state.masks)
+        tree = pair_leaves(updates, state.masks, params, rules, partition_specs)
+        tree = _with_new_masks(rules, state.count, tree)
         count = optax.safe_increment(state.count)
-        return new_updates, GradualPruneState(count, new_masks)
+        return tree.updates(), GradualPruneState(count, tree.masks())
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def with_gradual_prune(
-    inner: optax.GradientTransformation,
-    schedule_or_rules: ScheduleOrRules,
-    *,
-    where: Where | None = None,
-    structure: Structure | None = None,
-    allocation: Allocation = "uniform",
-    stack_axis: int | None = None,
-    min_density: chex.Numeric = 0.0,
-    min_per_channel: chex.Numeric = 0,
-    output_axis: int | None = None,
-    partition_specs: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""An optimizer that sees live weights only, followed by gradual pruning.
-
-    The gradient is masked before the optimizer, with the masks as they stood before
-    the step, as it is when the forward pass uses weight times mask: so momentum and
-    global-norm clipping take no part of a pruned weight's gradient,
+def keep_masks(masks: Any) -> optax.GradientTransformationExtraArgs:
+    r"""Holds given masks fixed: the last link of an optax chain.
 
     $$
-    u = \mathrm{inner}(m \odot g), \qquad
-    u', m' = \mathrm{gradual\_prune}(u, m, p).
+    u' = \begin{cases} u & m \\ -p & \text{otherwise,} \end{cases}
     $$
+
+    so that `optax.apply_updates` leaves every pruned weight at exactly +0.0. For a
+    lottery ticket, or a model that was pruned before.
 
     Args:
-      inner: the optimizer, a whole chain with clipping for example.
-      schedule_or_rules: as for `gradual_prune`, and so all other arguments.
-      where: which parameters to prune.
-      structure: which weights are kept together.
-      allocation: how the sparsity is shared out.
-      stack_axis: the axis along which layers are stacked.
-      min_density: the fraction that each leaf keeps at least.
-      min_per_channel: the weights that stay at least in every output channel.
-      output_axis: the axis of output channels.
-      partition_specs: the parameters' specs inside `jax.shard_map`.
+      masks: a tree like the parameters': bool arrays, True where a weight is kept, and
+        `optax.MaskedNode()` where a leaf stays dense, as `prune`,
+        `get_masks` and `masks_from_params` return them.
 
     Returns:
-      A transformation with state `WithGradualPruneState`.
+      A transformation with state `GradualPruneState`, whose masks never change.
+      `init` raises ValueError if the masks do not fit the parameters.
 
     Examples:
       >>> import gradprune_jax as gp
-      >>> schedule = gp.polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
-      >>> clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1))
-      >>> tx = gp.with_gradual_prune(clipped, schedule)
+      >>> params = {"kernel": jnp.array([[2.0, 0.0], [0.0, 1.0]])}
+      >>> tx = optax.chain(optax.sgd(0.1), gp.keep_masks(gp.masks_from_params(params)))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[1.8 0. ]
+       [0.  0.9]]
 
     References:
-      Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
-      2017, section 3.
+      Frankle and Carbin, [The lottery ticket
+      hypothesis](https://arxiv.org/abs/1803.03635), 2019.
     """
-    if not hasattr(inner, "update"):
-        raise ValueError(
-            f"inner is {inner!r}; it must be an optax optimizer, and comes before the "
-            "schedule: with_gradual_prune(optimizer, schedule)."
-        )
-    inner = optax.with_extra_args_support(inner)
-    rules = as_rules(
-        schedule_or_rules,
-        where=where,
-        structure=structure,
-        allocation=allocation,
-        stack_axis=stack_axis,
-        min_density=min_density,
-        min_per_channel=min_per_channel,
-        output_axis=output_axis,
-    )
-    prune = gradual_prune(rules, partition_specs=partition_specs)
 
-    def init_fn(params: optax.Params) -> WithGradualPruneState:
-        return WithGradualPruneState(inner.init(params), prune.init(params))
+    def init_fn(params: optax.Params) -> GradualPruneState:
+        check_given(params)
+        count = jnp.zeros([], jnp.int32)
+        treedef: Any = jax.tree.structure(params)
+        if not treedef.num_leaves:  # optax.tree.map_params calls init so
+            return GradualPruneState(count, params)
+        kept = [
+            mask if is_dense(mask) else mask_like(leaf, mask)
+            for _, leaf, mask in pair_with_masks(params, masks)
+        ]
+        return GradualPruneState(count, treedef.unflatten(kept))
 
     def update_fn(
         updates: optax.Updates,
-        state: WithGradualPruneState,
+        state: GradualPruneState,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, WithGradualPruneState]:
-        check_state(state, WithGradualPruneState)
-        params = as_arrays(params)
-        present, masks_tree = without_absent(updates, params, state.prune_state.masks)
-        treedef = jax.tree.structure(present)
-        masks = masks_by_leaf(masks_tree, present)
-
-        def mask_tree(tree: Any) -> Any:
-            return map_pruned(mask_gradient, treedef, masks, present, tree)
-
-        updates, inner_state = inner.update(
-            mask_tree(updates),
-            state.inner_state,
-            params,
-            **of_masked_loss(extra_args, mask_tree),
-        )
-        updates, prune_state = prune.update(updates, state.prune_state, params)
-        step = state.prune_state.count
-        inner_state = forget_losses(inner_state, lambda: change_masks(rules, step))
-        return updates, WithGradualPruneState(inner_state, prune_state)
+    ) -> tuple[optax.Updates, GradualPruneState]:
+        del extra_args
+        check_state(state, GradualPruneState)
+        tree = pair_leaves(updates, state.masks, params)
+        count = optax.safe_increment(state.count)
+        return tree.updates(), state._replace(count=count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_rules(
-    masks: Sequence[Any], params: Any, assigned: Sequence[int | None]
-) -> None:
+def _with_new_masks(
+    rules: Sequence[Rule], step: jax.Array, tree: UpdateTree
+) -> UpdateTree:
+    """The leaves with the masks that hold after a step of every rule."""
+    leaves = list(tree.leaves)
+    _check_rules(leaves)
+    placement = [leaf.shard for leaf in leaves if leaf.shard is not None]
+    step = after(step, [leaf.update for leaf in leaves], placement)
+    for position, rule in enumerate(rules):
+        own = [i for i, leaf in enumerate(leaves) if leaf.rule == position]
+        if not own:
+            continue
+        masks = masks_at_step(rule, step, [_pruned(leaves[i]) for i in own])
+        for i, mask in zip(own, masks, strict=True):
+            leaves[i] = leaves[i]._replace(mask=mask)
+        if position + 1 < len(rules):
+            step = after(step, masks, placement)
+    return tree._replace(leaves=leaves)
+
+
+def _pruned(leaf: LeafUpdate) -> PrunedLeaf:
+    """What a mask update needs of a leaf."""
+    assert leaf.shard is not None  # as of every leaf that has an update
+    return PrunedLeaf(leaf.weight, leaf.mask, leaf.shard)
+
+
+def _check_rules(leaves: Sequence[LeafUpdate]) -> None:
     """Refuses a state that was made by other rules."""
-    leaves = _tree.named_leaves(params)
-    for leaf, mask, position in zip(leaves, masks, assigned, strict=True):
-        if is_dense(mask) != (position is None):
-            has, do = ("no", "prune") if is_dense(mask) else ("a", "do not prune")
+    for leaf in leaves:
+        is_ruled = leaf.rule is not None
+        if leaf.update is not None and leaf.is_pruned != is_ruled:
+            has, do = ("a", "do not prune") if leaf.is_pruned else ("no", "prune")
             raise ValueError(
                 f"the state has {has} mask for {leaf.name!r}, but the rules {do} it; a "
                 "state goes on only with the rules that it was made by."
             )
-
-
-def _replaced(
-    items: Sequence[Any], positions: Sequence[int], new: Sequence[Any]
-) -> list[Any]:
-    """The items with those at the positions exchanged for the new ones."""
-    exchanged = dict(zip(positions, new, strict=True))
-    return [exchanged.get(i, item) for i, item in enumerate(items)]

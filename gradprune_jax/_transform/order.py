@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from gradprune_jax._checks import is_traced
-from gradprune_jax._top_k.shards import Shard, manual_axes
+from gradprune_jax._layouts import manual_axes
+from gradprune_jax._top_k import Shard
 
 
 def after(

@@ -8,7 +8,7 @@ import numpy as np
 
 import gradprune_jax as gp
 from gradprune_jax import _tree
-from gradprune_jax._masks import pair_with_masks
+from gradprune_jax._pairing import pair_with_masks
 from gradprune_jax._state import is_dense
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from jax.experimental import sparse
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import check_fraction, is_traced
-from gradprune_jax._rules.weights import is_weight
+from gradprune_jax._rules import is_weight
 
 
 def to_bcoo(params: Any, *, max_density: float = 0.5) -> Any:

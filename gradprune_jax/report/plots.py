@@ -14,17 +14,17 @@ import numpy as np
 
 from gradprune_jax._checks import is_traced
 from gradprune_jax._inspection import sparsity
-from gradprune_jax._mask_update.nm import group_kept
+from gradprune_jax._mask_update import group_kept
 from gradprune_jax._masks import get_masks
-from gradprune_jax._rules.rule import Rule, as_rules
+from gradprune_jax._rules import Rule, as_rules
 from gradprune_jax._structures import NM
 from gradprune_jax.report.table import has_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradprune_jax._rules import ScheduleOrRules
     from gradprune_jax._sensitivity import Sensitivity
-    from gradprune_jax._transform.links import ScheduleOrRules
 
 # Curves of a picture that have names in its legend.
 _MOST_NAMED = 10

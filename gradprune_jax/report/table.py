@@ -12,9 +12,10 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._inspection import is_countable
-from gradprune_jax._masks import get_masks, pair_with_masks
+from gradprune_jax._masks import get_masks
+from gradprune_jax._pairing import pair_with_masks
 from gradprune_jax._state import GradualPruneState, is_dense
-from gradprune_jax._top_k.keys import is_nonzero
+from gradprune_jax._top_k import is_nonzero
 
 if TYPE_CHECKING:
     from rich.table import Column, Table

@@ -1,0 +1,43 @@
+"""What is planned for one parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gradprune_jax._structures import Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafPlan:
+    """What is planned for one parameter.
+
+    Attributes:
+      path: the parameter's path, keys joined by `/`.
+      shape: its shape.
+      dtype: its dtype.
+      size: its number of weights.
+      rule: the position of its rule, None if it stays dense.
+      structure: which of its weights are kept together, None if it stays dense.
+      final_sparsity: the sparsity of its units in the end, 0 if it stays dense; under
+        global allocation that of all leaves of the rule together.
+      units: what is counted of it: its weights, blocks or channels.
+      kept_units: those that stay; None where the weights of other leaves decide
+        (global allocation).
+      kept: its weights that stay; None under global allocation, and where blocks of
+        several sizes lie in the leaf.
+      is_missed: whether it stays dense though it is floating and has two axes or more,
+        and no rule, not even one without a schedule, matches it.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    size: int
+    rule: int | None
+    structure: Structure | None
+    final_sparsity: float
+    units: int
+    kept_units: int | None
+    kept: int | None
+    is_missed: bool = False
