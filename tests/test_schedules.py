@@ -268,3 +268,17 @@ def test_steps_of_any_integer_dtype():
 def test_array_scalars_are_numbers():
     schedule = gp.polynomial_schedule(jnp.float32(0.5), np.int64(3), jnp.int32(9), 3)
     assert schedule == gp.polynomial_schedule(0.5, 3, 9, 3)
+
+
+def test_only_the_names_of_the_contract_are_public():
+    def public(value):
+        return {name for name in dir(value) if not name.startswith("_")}
+
+    schedule = gp.polynomial_schedule(0.9, 0, 10)
+    fields = {field.name for field in dataclasses.fields(schedule)}
+    assert public(schedule) - fields == {"is_update_step", "sparsity", "update_steps"}
+    rule = gp.Rule(schedule)
+    assert public(rule) == {field.name for field in dataclasses.fields(rule)}
+    for structure in (gp.Unstructured(), gp.NM(), gp.Block((2, 2)), gp.Channel()):
+        names = {field.name for field in dataclasses.fields(structure)}
+        assert public(structure) == names

@@ -67,8 +67,9 @@ def _masks_at_step(
     ]
     return jax.lax.cond(
         schedule.is_update_step(step),
-        lambda: update_masks(rule, step, leaves),
-        lambda: [leaf.mask for leaf in leaves],
+        functools.partial(update_masks, rule, step),
+        lambda leaves: [leaf.mask for leaf in leaves],
+        leaves,
     )
 
 

@@ -1,10 +1,10 @@
 """The plan: what rules would do to a model, from its shapes alone.
 
 `dry_run` finds the rule of every leaf and how much of it stays, by the arithmetic of
-the mask update. `plan` holds the result and prints it as a table, in which alike layers
-are one row (`folding`). `advice` says what looks as if another axis were meant.
+the mask update. `table` holds the result and prints it; layers that are alike are one
+row (`folding`). `advice` says what looks as if another axis were meant.
 """
 
 from gradprune_jax._plan.dry_run import plan as plan
 from gradprune_jax._plan.leaf import LeafPlan as LeafPlan
-from gradprune_jax._plan.plan import Plan as Plan
+from gradprune_jax._plan.table import Plan as Plan

@@ -19,7 +19,7 @@ from gradprune_jax._mask_update import (
     slices_of_leaf,
 )
 from gradprune_jax._plan.leaf import LeafPlan
-from gradprune_jax._plan.plan import Plan
+from gradprune_jax._plan.table import Plan
 from gradprune_jax._rules import (
     Allocation,
     Rule,
