@@ -12,7 +12,7 @@ LAST_STEP = np.iinfo(np.int32).max
 
 
 def enable_x64() -> Any:
-    """A context in which JAX computes in 64 bits; its place moved in newer JAX."""
+    """A context in which JAX computes in 64 bits; newer JAX has it in another place."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     from jax.experimental import enable_x64  # type: ignore[attr-defined]
@@ -62,12 +62,12 @@ def as_number(value: Any) -> float | None:
 
 
 def as_decimal(value: Any) -> float:
-    """The number that a scalar prints as: 0.1 for float32(0.1), which is larger."""
+    """The decimal number that a scalar prints as: 0.1 for float32(0.1)."""
     return float(value if isinstance(value, int) else str(np.asarray(value)[()]))
 
 
 def check_integer(name: str, value: Any, minimum: int) -> Any:
-    """The step as a Python int, or as it is if it is traced."""
+    """A number as a Python int, or as it is if it is traced."""
     if is_traced(value):
         return value
     try:

@@ -52,7 +52,7 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
 
 
 def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
-    r"""The channels of which nothing is left: zero in parameters, False in masks.
+    r"""Finds dead channels: all zero in parameters, all False in masks.
 
     $$
     \{c : w_{\dots, c, \dots} = 0\}
@@ -88,7 +88,7 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
-    """What to log of pruning: a flat dictionary of scalars, computable under jit.
+    """A flat dictionary of scalars to log, computable under jit.
 
     Args:
       opt_state: the state of an optimizer with pruning in it, as for
@@ -116,7 +116,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
 
 def check_pruned(params: Any, opt_state: Any) -> None:
-    """Checks the promise: every pruned weight is +0.0, and every weight is finite.
+    """Checks that every pruned weight is +0.0, and that every weight is finite.
 
     Args:
       params: the parameters, plain or boxed, as they are after
@@ -235,7 +235,7 @@ def _fraction(count: Count, size: int) -> jax.Array:
 
 @jax.jit
 def _ratio(count: Count, size: Count) -> jax.Array:
-    """Both are rounded alike, so that equal counts give exactly 1."""
+    """A count over a size. Both are rounded alike, so equal counts give exactly 1."""
     return count.as_float() / size.as_float()
 
 
@@ -243,7 +243,7 @@ _add = jax.jit(Count.__add__)
 
 
 def _together(scalars: Any) -> Any:
-    """A tree of scalars, where the first of them is: JAX adds none of other devices.
+    """Moves scalars to the devices of the first of them, so that JAX can add them.
 
     Parameters may lie on different parts of a mesh, as in a pipeline. Scalars that are
     bound to no device, and traced ones, stay as they are.

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
-    """The mask of a weight, in explicit mode on the devices on which the weight is.
+    """Lays out a mask over devices as its weight is, in explicit sharding mode.
 
     It may have been restored from a checkpoint with another layout, and XLA leaves out
     mesh axes of one device.
@@ -49,7 +49,7 @@ def manual_axes() -> tuple[str, ...]:
 
 
 def _are_alike(mask: Any, weight: Any) -> bool:
-    """Whether the types of both say the same of their layout."""
+    """Whether two arrays have the same layout, as far as their types say."""
     if not (isinstance(mask, jax.Array) and isinstance(weight, jax.Array)):
         return True
     own, wanted = jax.typeof(mask).sharding, jax.typeof(weight).sharding

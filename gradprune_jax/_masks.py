@@ -18,7 +18,7 @@ from gradprune_jax._transform import forget_losses
 
 
 def get_masks(opt_state: Any) -> Any:
-    """The masks in an optimizer's state, wherever they are nested.
+    """Finds the masks in an optimizer's state, however deep they are nested.
 
     Args:
       opt_state: the state of any optimizer with `gradual_prune` in it, however
@@ -52,7 +52,7 @@ def get_masks(opt_state: Any) -> Any:
 
 
 def set_masks(opt_state: Any, masks: Any) -> Any:
-    """The same optimizer state with other masks: to start from, or go back to, a model.
+    """Puts masks into an optimizer's state: to start from a sparse model, or rewind.
 
     The count of steps stays. Masks only shrink from here on, as always; apply them to
     the parameters too (`apply_masks`).

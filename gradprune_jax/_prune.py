@@ -39,7 +39,7 @@ def prune(
     min_per_channel: chex.Numeric = 0,
     output_axis: int | None = None,
 ) -> tuple[Any, Any]:
-    r"""Prunes parameters at once: the selection of a mask update, with no training.
+    r"""Prunes parameters at once, without training.
 
     $$
     m = \mathrm{top}_k(|p|), \qquad p' = \begin{cases} p & m \\ +0 &

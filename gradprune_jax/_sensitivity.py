@@ -62,7 +62,7 @@ def sensitivity(
     stack_axis: int | None = None,
     progress: bool = False,
 ) -> Sensitivity:
-    r"""The loss as each parameter alone is pruned to each sparsity, without training.
+    r"""Measures the loss as each parameter alone is pruned, without training.
 
     $$
     L_{l, s} = \mathrm{loss}(p_1, \dots, \mathrm{top}_{k(s)}(p_l), \dots)

@@ -1,4 +1,4 @@
-"""The state: a count of updates, and masks in a tree like the parameters'."""
+"""The state of the links: a count of updates, and masks like the parameters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class WithGradualPruneState(NamedTuple):
 
 
 def is_dense(mask: Any) -> bool:
-    """Whether a mask is the mark of a leaf that is not pruned."""
+    """Whether a mask is `MaskedNode`, the mark of a leaf that is not pruned."""
     return isinstance(mask, optax.MaskedNode)
 
 
@@ -57,7 +57,7 @@ def check_fits(name: str, leaf: Any, mask: Any) -> None:
 
 @jax.jit
 def mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
-    """A mask of a leaf, by default one that keeps everything, laid out as the leaf is.
+    """Makes a mask that is laid out over devices as its leaf is; by default all True.
 
     Under jit in automatic sharding mode a constant has no layout to inherit. A select
     that XLA cannot decide before it partitions the program ties it to the parameter.

@@ -1,5 +1,6 @@
 """Saved, restored, and trained on with the same bits."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def train(params, state, steps):
 
 
 def assert_same_bits(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
+    chex.assert_trees_all_equal_structs(one, other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -1,5 +1,6 @@
 """Inside and outside other transformations of optax, and of JAX."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +101,7 @@ def test_partition_with_two_links_merges_their_masks():
     assert zeros(masks) == {"a/kernel": 0.75, "b/kernel": 0.5, "total": 0.667}
     assert isinstance(masks["a"]["bias"], optax.MaskedNode)
     again = gp.set_masks(state, masks)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_structs(again, state)
 
 
 def test_labels_and_masks_that_are_prefixes_of_the_parameters():
@@ -118,7 +119,7 @@ def test_labels_and_masks_that_are_prefixes_of_the_parameters():
         masks = gp.get_masks(state)
         assert zeros(gp.apply_masks(make_tree(0), masks))["a/kernel"] == 0.75
         again = gp.set_masks(state, gp.masks_from_params(params))
-        jax.tree.map(np.testing.assert_array_equal, again, state)
+        chex.assert_trees_all_equal(again, state)
     both = optax.partition({"p": link, "q": link}, {"a": "p", "b": "q"})
     params, state = train(both)
     assert zeros(gp.get_masks(state))["total"] == 0.75
@@ -250,7 +251,7 @@ def test_a_sweep_of_sparsities_selects_on_update_steps_alone():
         for _ in range(12):
             alone, alone_state = one_step(target, alone, alone_state)
         mine = jax.tree.map(lambda leaf: leaf[i], swept)  # noqa: B023
-        jax.tree.map(np.testing.assert_array_equal, mine, alone)
+        chex.assert_trees_all_equal(mine, alone)
         kept = gp.get_masks(state)["kernel"][i]
         np.testing.assert_array_equal(kept, gp.get_masks(alone_state)["kernel"])
 

@@ -1,5 +1,6 @@
 """Equinox: models are trees that hold functions, None and integers beside arrays."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,7 +129,7 @@ def test_integers_without_an_update_keep_the_mark_of_a_dense_leaf():
         {"w": params["w"], "steps": None, "act": None}, state, params
     )
     assert updates["steps"] is None
-    assert jax.tree.structure(new) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_structs(new, state)
     assert int(new.masks["w"].sum()) == 8
 
 

@@ -1,9 +1,9 @@
 """Models and train states of Flax, and the containers of other libraries."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -95,8 +95,8 @@ def test_linen_boxes_are_pruned_and_reported_like_plain_parameters():
         params = optax.apply_updates(params, updates)
         gp.check_pruned(params, state)
         results.append((nn.unbox(params), nn.unbox(gp.get_masks(state)), state))
-    jax.tree.map(np.testing.assert_array_equal, results[0][0], results[1][0])
-    jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
+    chex.assert_trees_all_equal(results[0][0], results[1][0])
+    chex.assert_trees_all_equal(results[0][1], results[1][1])
     # Boxed parameters with plain masks, and the other way round.
     gp.check_pruned(boxed_like(boxed, results[1][0]), results[1][2])
     gp.check_pruned(results[0][0], results[0][2])

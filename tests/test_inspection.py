@@ -3,6 +3,7 @@
 import collections
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +100,7 @@ class TestSetMasks:
         masks = {"a": {"kernel": optax.MaskedNode(), "bias": optax.MaskedNode()}}
         masks["b"] = {"kernel": jnp.zeros((6, 2), bool)}
         new = gp.set_masks(state, masks)
-        assert jax.tree.structure(new) == jax.tree.structure(state)
+        chex.assert_trees_all_equal_structs(new, state)
         assert int(gp.metrics(new)["count"]) == 1
         assert bool(gp.get_masks(new)["a"]["kernel"].all())
         assert not bool(gp.get_masks(new)["b"]["kernel"].any())
@@ -108,7 +109,7 @@ class TestSetMasks:
         _, params, state = trained()
         masks = gp.get_masks(state)
         new = jax.jit(gp.set_masks)(state, masks)
-        jax.tree.map(np.testing.assert_array_equal, gp.get_masks(new), masks)
+        chex.assert_trees_all_equal(gp.get_masks(new), masks)
 
     def test_a_restored_state_may_hold_numpy_arrays(self):
         _, _, state = trained()
@@ -143,9 +144,9 @@ class TestMasksFromParams:
         _, params, state = trained()
         masks = gp.masks_from_params(params)
         expected = jax.tree.map(lambda leaf: leaf != 0, params)
-        jax.tree.map(np.testing.assert_array_equal, masks, expected)
+        chex.assert_trees_all_equal(masks, expected)
         weights = gp.masks_from_params(params, where=gp.is_weight)
-        jax.tree.map(np.testing.assert_array_equal, weights, gp.get_masks(state))
+        chex.assert_trees_all_equal(weights, gp.get_masks(state))
         assert gp.masks_from_params({"step": jnp.ones(2, int)}) == {
             "step": optax.MaskedNode()
         }

@@ -1,5 +1,6 @@
 """Masks that stay: the same promises as gradual pruning, without a schedule."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +55,7 @@ def test_it_goes_where_the_other_link_goes():
     doubled = optax.tree.map_params(
         tx, lambda leaf: leaf, state, transform_non_params=lambda leaf: leaf
     )
-    assert jax.tree.structure(doubled) == jax.tree.structure(state)
+    chex.assert_trees_all_equal_structs(doubled, state)
     rewound = gp.set_masks(state, gp.prune(dense(), 0.75)[1])
     assert gp.metrics(rewound)["sparsity/total"] == 0.75
 

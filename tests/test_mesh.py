@@ -5,6 +5,7 @@ import functools
 import itertools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +99,7 @@ def test_masks_are_the_same_sharded_over_eight_devices(allocation, axis_type):
     with jax.set_mesh(mesh) if explicit else contextlib.nullcontext():
         masks, state = run(fields, place=lambda tree: jax.device_put(tree, layouts))
     for mine, single in zip(masks, on_one_device(allocation), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, mine, single)
+        chex.assert_trees_all_equal(mine, single)
     for layout, sharding in layouts.items():
         for mask in jax.tree.leaves(state.masks[layout]):
             assert mask.sharding.is_equivalent_to(sharding, mask.ndim)
@@ -181,8 +182,8 @@ def test_masks_are_the_same_inside_shard_map(allocation):
     )
     updates, new = jax.block_until_ready(sharded(params, state, params))
     expected_updates, single = one_update(allocation)
-    jax.tree.map(np.testing.assert_array_equal, new.masks, single.masks)
-    jax.tree.map(np.testing.assert_array_equal, updates, expected_updates)
+    chex.assert_trees_all_equal(new.masks, single.masks)
+    chex.assert_trees_all_equal(updates, expected_updates)
     assert int(new.count) == 3
 
 

@@ -7,6 +7,7 @@ map_params.
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,8 +105,8 @@ def test_can_be_wrapped_in_inject_hyperparams():
         other, state_injected = jax.jit(injected.update)(
             gradients, state_injected, params
         )
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-    jax.tree.map(np.testing.assert_array_equal, state_injected.inner_state, state)
+        chex.assert_trees_all_equal(one, other)
+    chex.assert_trees_all_equal(state_injected.inner_state, state)
     assert gp.get_masks(state_injected)["kernel"].dtype == bool
 
 
@@ -182,7 +183,7 @@ def test_init_and_update_are_abstract_and_agree(make):
     params, _ = TARGETS["mixed"]
     shapes = jax.eval_shape(tx.init, params)
     concrete = tx.init(params)
-    assert jax.tree.structure(shapes) == jax.tree.structure(concrete)
+    chex.assert_trees_all_equal_structs(shapes, concrete)
     after = jax.eval_shape(tx.update, params, shapes, params)[1]
     same = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
     assert same(after) == same(shapes) == same(concrete)

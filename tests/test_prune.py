@@ -1,5 +1,6 @@
 """Pruning once, and how much each parameter can bear."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ def test_it_is_the_selection_of_a_mask_update(structure):
     tx = gp.gradual_prune(gp.one_shot_schedule(0.75, 0), structure=structure)
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     pruned, masks = gp.prune(params, 0.75, structure=structure)
-    jax.tree.map(np.testing.assert_array_equal, masks, state.masks)
+    chex.assert_trees_all_equal(masks, state.masks)
     np.testing.assert_array_equal(
         pruned["a"]["kernel"],
         np.where(masks["a"]["kernel"], params["a"]["kernel"], 0.0),
@@ -45,7 +46,7 @@ def test_it_runs_under_jit_with_a_traced_sparsity():
     for sparsity in (0.3, 0.8):
         pruned, masks = prune(jnp.float32(sparsity), params)
         expected = gp.prune(params, sparsity, allocation="global", min_density=0.1)
-        jax.tree.map(np.testing.assert_array_equal, (pruned, masks), expected)
+        chex.assert_trees_all_equal((pruned, masks), expected)
 
 
 @pytest.mark.parametrize("dtype", [float, np.float32, jnp.float32])

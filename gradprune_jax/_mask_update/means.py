@@ -187,7 +187,7 @@ def _shift_left(count: Count, bits: jax.Array) -> Count:
 def _divide_digit(
     rest: jax.Array, digit: jax.Array, divisor: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The next 16 bits of a quotient, and the rest: (rest 2^16 + digit) / divisor.
+    """Divides (rest 2^16 + digit) by a divisor: 16 bits of the quotient, and the rest.
 
     The rest is below the divisor, whose bit 31 is set. So the quotient by its upper
     half alone is at most 2 too large.

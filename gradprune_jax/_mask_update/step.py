@@ -42,35 +42,37 @@ def masks_at_step(
     schedule: Any = rule.schedule
     if schedule.fn is not None and not is_concrete(schedule):
         # Its function has tracers inside, which no compiled program may keep.
-        return _masks_at_step(rule, step, leaves)
+        return _update_if_due(rule, None, step, leaves)
     rule = dataclasses.replace(rule, where=None, schedule=with_table(schedule))
     known, traced = _split(rule)
-    return _compiled_masks(known, traced, step, leaves)
+    return _compiled_update_if_due(known, traced, step, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled_masks(
+def _update_if_due(
     known: Any, traced: Any, step: jax.Array, leaves: Sequence[PrunedLeaf]
 ) -> list[jax.Array]:
-    """The masks after a step, with the traced numbers of the rule as arguments."""
-    return _masks_at_step(_join(known, traced), step, leaves)
+    """New masks on an update step, else the old ones.
 
-
-def _masks_at_step(
-    rule: Rule, step: jax.Array, leaves: Sequence[PrunedLeaf]
-) -> list[jax.Array]:
-    """The masks after a step."""
-    schedule: Any = rule.schedule
+    Args:
+      known: the rule without its traced numbers, as `_split` makes it.
+      traced: these numbers, None if there are none.
+      step: integer scalar.
+      leaves: the leaves that the rule prunes.
+    """
+    rule = _join(known, traced)
     leaves = [
         dataclasses.replace(leaf, mask=laid_out_like(leaf.mask, leaf.weights))
         for leaf in leaves
     ]
     return jax.lax.cond(
-        schedule.is_update_step(step),
+        rule.schedule.is_update_step(step),
         functools.partial(update_masks, rule, step),
         lambda leaves: [leaf.mask for leaf in leaves],
         leaves,
     )
+
+
+_compiled_update_if_due = jax.jit(_update_if_due, static_argnums=0)
 
 
 def _split(value: Any) -> tuple[Any, Any]:

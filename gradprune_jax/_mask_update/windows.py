@@ -71,7 +71,7 @@ class Windows:
         return sizes
 
     def _reduce(self, reduce: Reduction, numbers: jax.Array) -> jax.Array:
-        """Every block of an array as one number, in the shape of the units."""
+        """Reduces every block of an array to one number, in the shape of the units."""
         edges = [
             (0, -size % length)
             for size, length in zip(numbers.shape, self.block, strict=True)

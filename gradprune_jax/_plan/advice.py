@@ -1,4 +1,4 @@
-"""Axes: what in a plan looks as if a rule meant another axis. Advice, no errors."""
+"""Advice: axes of a rule that look wrong for its leaves. Sentences, not errors."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _looks_stacked_elsewhere(shape: Shape, stack_axis: int) -> bool:
 
 
 def _on_outputs_first(rule: Rule, leaves: Sequence[LeafPlan]) -> list[str]:
-    """Default axes, those of (inputs, outputs), on kernels that are the other way."""
+    """Default axes, those of (inputs, outputs), on kernels (outputs, inputs)."""
     settings = []
     match rule.structure:
         case NM(axis=-2):

@@ -89,7 +89,7 @@ def assign(
 
 
 def selected_leaves(rule: Rule, tree: Any) -> list[int]:
-    """The positions of the leaves that one rule prunes, at least one."""
+    """The positions of the leaves that one rule prunes; none is an error."""
     assigned = assign([rule], _tree.named_leaves(tree))
     own = [i for i, owner in enumerate(assigned) if owner is not None]
     if not own:
@@ -104,8 +104,8 @@ def unmatched_matrices(
 ) -> list[_tree.Leaf]:
     """The floating leaves of two axes or more that no rule matches.
 
-    They stay dense, and nobody said so: a rule without a schedule matches what it
-    leaves dense.
+    They stay dense although no rule says so: a rule without a schedule matches what
+    it leaves dense.
 
     Args:
       rules: the rules.
@@ -158,7 +158,7 @@ def warn_of_dense_weights(
 
 
 def _unmatched(position: int, rule: Rule, leaves: Sequence[_tree.Leaf]) -> str:
-    """The error for a rule that matches no leaf, with the paths that were near."""
+    """The error for a rule that matches no leaf, with the closest paths."""
     number = _in_place_of_array(rule, leaves)
     if number is not None:
         return (
@@ -191,7 +191,7 @@ def _unmatched(position: int, rule: Rule, leaves: Sequence[_tree.Leaf]) -> str:
 
 
 def _in_place_of_array(rule: Rule, leaves: Sequence[_tree.Leaf]) -> _tree.Leaf | None:
-    """A leaf that is no array, where this is why the rule matches nothing."""
+    """The leaf that the rule would match if it were an array; None if there is none."""
     no_arrays = [leaf for leaf in leaves if not _is_array(leaf.value)]
     if isinstance(rule.where, str):
         for leaf in no_arrays:

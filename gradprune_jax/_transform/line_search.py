@@ -1,4 +1,4 @@
-"""Line searches: what optax keeps of a loss, made true of masked parameters.
+"""Line searches: the losses that optax keeps, made those of the masked parameters.
 
 A line search keeps the loss and the gradient at the parameters that it found, and
 `optax.value_and_grad_from_state` gives them back in the next step. Pruning changes
@@ -20,7 +20,7 @@ from gradprune_jax._rules import Rule
 def of_masked_loss(
     extra_args: dict[str, Any], mask_tree: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    r"""What a line search is given, of the loss of the masked parameters.
+    r"""The arguments of a line search, for the loss of the masked parameters.
 
     $$
     f_m(p) = f(m \odot p), \qquad \nabla f_m = m \odot \nabla f
@@ -43,7 +43,7 @@ def of_masked_loss(
 
 
 def forget_losses(state: Any, are_stale: Callable[[], Any]) -> Any:
-    """The state of an optimizer without the losses that new masks make untrue.
+    """Forgets the losses in an optimizer's state that new masks make untrue.
 
     `optax.value_and_grad_from_state` evaluates a loss again where it is infinite.
 

@@ -62,9 +62,9 @@ def gradual_prune(
     u' = \begin{cases} u & m \\ -p & \text{otherwise,} \end{cases}
     $$
 
-    so that `optax.apply_updates` leaves every pruned weight at exactly +0.0. The
-    masks are the exact top k: ties go to the lower flat index, NaN ranks above
-    infinity, and the result is the same on every mesh.
+    so that `optax.apply_updates` leaves every pruned weight at exactly +0.0. The masks
+    are the exact top k: ties go to the lower flat index, NaN ranks above infinity, and
+    the result is the same on every mesh.
 
     Put it last in the chain: whatever follows it would undo it. Under gradient
     accumulation the whole chain goes inside `optax.MultiSteps`; with
@@ -75,9 +75,8 @@ def gradual_prune(
     Args:
       schedule_or_rules: a schedule, or a list of `Rule`, of which the first that
         matches a parameter prunes it.
-      where: which parameters to prune, see `Rule`; by default
-        `is_weight`. Under `optax.inject_hyperparams` a callable must be named
-        in its `static_args`.
+      where: which parameters to prune, see `Rule`; by default `is_weight`. Under
+        `optax.inject_hyperparams` a callable must be named in its `static_args`.
       structure: which weights are kept together: `Unstructured()`, which None stands
         for, `NM`, `Block` or `Channel`.
       allocation: `"uniform"`, every leaf at the schedule's sparsity, `"global"`,
@@ -161,7 +160,7 @@ def gradual_prune(
 
 
 def keep_masks(masks: Any) -> optax.GradientTransformationExtraArgs:
-    r"""Holds given masks fixed: the last link of an optax chain.
+    r"""Keeps given masks as they are: the last link of an optax chain.
 
     $$
     u' = \begin{cases} u & m \\ -p & \text{otherwise,} \end{cases}

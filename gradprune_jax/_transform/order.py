@@ -1,4 +1,4 @@
-"""Order: what a mask update waits for, where its collectives would hang otherwise."""
+"""Order: a mask update on a mesh of CPU devices waits for what comes before it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from gradprune_jax._top_k import Shard
 def after(
     step: jax.Array, arrays: Sequence[Any], placement: Sequence[Shard]
 ) -> jax.Array:
-    """The step, known only once the arrays are: on a mesh of CPU devices.
+    """Makes the step depend on arrays, so that it is known only after them.
 
-    XLA's executor for CPUs starts whatever is ready. A mask update depends on little,
+    Only on a mesh of CPU devices: elsewhere the step is returned as it is. XLA's
+    executor for CPUs starts whatever is ready. A mask update depends on little,
     so its all-reduces would run beside those of the backward pass, in another order on
     each device. Each of them holds a thread until all devices have come to it, and with
     no more threads than devices the program hangs. So here a mask update waits for what
@@ -32,7 +33,7 @@ def after(
       placement: where the leaves lie.
 
     Returns:
-      The same number.
+      The same number, which is known only once the arrays are.
     """
     # Outside of programs each operation ends before the next begins.
     arrays = [array for array in arrays if is_traced(array) and _has_numbers(array)]

@@ -32,11 +32,11 @@ def with_gradual_prune(
     output_axis: int | None = None,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""An optimizer that sees live weights only, followed by gradual pruning.
+    r"""Wraps an optimizer, so that it sees live weights only, and prunes after it.
 
     The gradient is masked before the optimizer, with the masks as they stood before
-    the step, as it is when the forward pass uses weight times mask: so momentum and
-    global-norm clipping take no part of a pruned weight's gradient,
+    the step, as in a forward pass of weight times mask. So momentum and global-norm
+    clipping see nothing of a pruned weight's gradient:
 
     $$
     u = \mathrm{inner}(m \odot g), \qquad
