@@ -60,7 +60,7 @@ def block_shape(structure: Structure, shape: Shape) -> Shape:
 
 
 def slice_shape(shape: Shape, stack_axis: int | None) -> Shape:
-    """The shape of one slice of a stacked leaf; of others, their own."""
+    """The shape of one slice of a stacked leaf; other leaves have their own shape."""
     if stack_axis is None:
         return shape
     stack_axis %= len(shape)
@@ -112,7 +112,7 @@ def _group_shape(shape: Shape, of: int, axis: int) -> Shape:
 
 
 def _nearest_group(length: int, of: int) -> str:
-    """What to write in place of `of`, for a length that it does not divide."""
+    """The advice for a length that `of` does not divide: the nearest group that fits."""
     fitting = [n for n in range(2, min(length, LARGEST_GROUP) + 1) if length % n == 0]
     if not fitting:
         return "no group does, leave this leaf out of the rule"

@@ -141,7 +141,7 @@ def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
 def _compiled_select(
     rule: Rule, arguments: dict[str, Any], weights: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """The masks of one rule's leaves, with the fields that are left out of the rule."""
+    """The masks of one rule's leaves; `arguments` are the fields that it lacks."""
     fields: dict[str, Any] = {
         name: one_shot_schedule(value, 0) if name == "schedule" else value
         for name, value in arguments.items()

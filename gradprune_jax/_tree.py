@@ -1,4 +1,4 @@
-"""The name of a parameter: one path for every kind of tree, at every moment.
+"""The name of a parameter: the same path in every kind of tree, boxed or plain.
 
 Flax wraps parameters in boxes (`nnx.Param`, `nn.Partitioned`), and takes them out
 again between `init` and `update`. A box is not a level of the tree that a user sees,

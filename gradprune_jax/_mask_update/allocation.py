@@ -24,7 +24,7 @@ LARGEST_LEAF = 2**32 - 2
 
 
 class Budget(NamedTuple):
-    """How many units stay.
+    """How many units a mask update keeps.
 
     Attributes:
       kept: the kept units of each group, the floors included, [groups].
@@ -122,7 +122,7 @@ def may_be_nonzero(number: Any) -> bool:
 
 
 def _known(number: Any) -> Any:
-    """A number as NumPy's where its value is known, so that nothing is compiled."""
+    """A known number as one of NumPy, so that nothing is compiled for it."""
     return number if is_traced(number) else np.asarray(number)
 
 

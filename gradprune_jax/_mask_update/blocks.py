@@ -1,4 +1,4 @@
-"""Blocks: a leaf cut into the blocks of its structure, none of them over devices."""
+"""Blocks: a leaf cut into the blocks of its structure, none of them by a device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BlockedLeaf(NamedTuple):
 
     @classmethod
     def of(cls, rule: Rule, leaf: PrunedLeaf) -> BlockedLeaf:
-        """The leaf of a rule, its pieces gathered only where they cut blocks."""
+        """Cuts a leaf into blocks; pieces are gathered only where they cut a block."""
         weights, mask, shard = leaf.weights, leaf.mask, leaf.shard
         structure = rule.structure or Unstructured()
         block = leaf_block(structure, shard.shape, rule.stack_axis)
@@ -50,7 +50,7 @@ class BlockedLeaf(NamedTuple):
         return cls(weights, mask, shard, block, tuple(gathered))
 
     def own_part(self, array: jax.Array, shape: Shape) -> jax.Array:
-        """What of a mask of the gathered leaf belongs to the local piece."""
+        """The local piece's part of a mask of the gathered leaf."""
         for axis, shard in self.gathered:
             array = shard.own_part(array, axis, shape[axis], axis)
         return array
@@ -68,7 +68,7 @@ class BlockedLeaf(NamedTuple):
 
 
 def _repeat(array: jax.Array, times: int, axis: int) -> jax.Array:
-    """Every element of an axis so many times in a row, where it lies."""
+    """Repeats every element of an axis, and moves none between devices."""
     before, size, after = array.shape[:axis], array.shape[axis], array.shape[axis + 1 :]
     spread = jnp.expand_dims(array, axis + 1)
     spread = jnp.broadcast_to(spread, (*before, size, times, *after))

@@ -125,7 +125,7 @@ def _shifted(numbers: jax.Array, bits: int) -> Count:
 def leading_quotient(
     numerator: Count, divisor: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    r"""The first bits of a quotient, and where they stand.
+    r"""The leading bits of a quotient, and its exponent.
 
     $$
     n / d = (1.b_1 b_2 \dots)_2 \cdot 2^e
@@ -167,7 +167,7 @@ def leading_quotient(
 
 
 def _leading_zeros(count: Count) -> jax.Array:
-    """How many of 64 bits stand before the first that is set: uint32."""
+    """The number of zero bits before the first set bit of 64: uint32."""
     return jnp.where(
         count.high != 0, jax.lax.clz(count.high), 32 + jax.lax.clz(count.low)
     )

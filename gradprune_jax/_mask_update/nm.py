@@ -27,7 +27,7 @@ from gradprune_jax._top_k import (
 def select_in_groups(
     rule: Rule, pattern: NM, step: jax.Array, leaves: Sequence[BlockedLeaf]
 ) -> list[jax.Array]:
-    """The largest weights of every group of N:M."""
+    """Marks the largest live weights of every group of N:M."""
     schedule: Any = rule.schedule
     final = jnp.asarray(schedule.final_sparsity, jnp.float32)
     kept = group_kept(pattern, schedule.sparsity(step), final)

@@ -1,7 +1,7 @@
-r"""How many of n units a fraction is, exactly: no float touches the product.
+r"""Rounding: how many of n units a fraction is, exactly.
 
-A float32 times a count of 48 bits has 72 bits. To float32, 0.9 of 100,000,001 is wrong
-by two.
+The product of a float32 and a count of 48 bits has 72 bits. Floats do not hold it: in
+float32, 0.9 of 100,000,001 is wrong by two.
 """
 
 from __future__ import annotations

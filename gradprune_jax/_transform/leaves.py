@@ -1,4 +1,4 @@
-"""The leaves of an update, each with everything that belongs to it.
+"""Leaves: each leaf of an update with everything that belongs to it.
 
 One walk over the tree brings together what optax hands in apart: the update of a leaf,
 its weight, its mask, its rule and its place on the mesh.
@@ -194,7 +194,7 @@ def check_given(params: optax.Params | None) -> None:
 
 
 def _flatten_updates(treedef: Any, tree: Any) -> list[Any]:
-    """The nodes of a tree at the leaves of the updates' or the parameters' tree."""
+    """The parts of a tree that stand at the leaves of the reference tree."""
     try:
         return treedef.flatten_up_to(tree)
     except (KeyError, TypeError, ValueError) as error:
@@ -204,7 +204,7 @@ def _flatten_updates(treedef: Any, tree: Any) -> list[Any]:
 
 
 def _flatten_masks(treedef: Any, masks: Any) -> list[Any]:
-    """The masks of a state at the leaves of the parameters' tree."""
+    """The masks of a state that stand at the leaves of the reference tree."""
     try:
         return treedef.flatten_up_to(masks)
     except (KeyError, TypeError, ValueError) as error:
