@@ -112,7 +112,7 @@ def _group_shape(shape: Shape, of: int, axis: int) -> Shape:
 
 
 def _nearest_group(length: int, of: int) -> str:
-    """The advice for a length that `of` does not divide: the nearest group that fits."""
+    """The advice for a length that `of` does not divide: the nearest that does."""
     fitting = [n for n in range(2, min(length, LARGEST_GROUP) + 1) if length % n == 0]
     if not fitting:
         return "no group does, leave this leaf out of the rule"

@@ -44,7 +44,7 @@ def units_of_leaves(rule: Rule, leaves: Sequence[BlockedLeaf]) -> list[Units]:
 
 
 def _units_of_leaf(rule: Rule, leaf: BlockedLeaf, dtype: Any) -> Units:
-    """The units of a leaf: weights with keys made in every pass, or blocks scored once."""
+    """The units of a leaf: weights, keyed in every pass, or blocks, scored once."""
     axis = rule.stack_axis
     stack_axis = None if axis is None else axis % leaf.weights.ndim
     slice_axes = () if stack_axis is None else (stack_axis,)
