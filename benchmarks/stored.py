@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from gradprune_jax._files.atomic import replacing
+from gradprune_jax._files import replacing
 
 FOLDER = pathlib.Path(__file__).parent
 

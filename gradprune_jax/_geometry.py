@@ -15,8 +15,8 @@ from gradprune_jax._structures import (
     Channel,
     Shape,
     Structure,
-    by,
 )
+from gradprune_jax._tables import by
 
 
 def block_shape(structure: Structure, shape: Shape) -> Shape:

@@ -81,7 +81,7 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
                 "dead_channels reads values and cannot run under jit; call it between "
                 "steps."
             )
-        indices = np.flatnonzero(~np.asarray(_live_channels(leaf.value, axis % ndim)))
+        indices = np.flatnonzero(~_live_channels(leaf.value, axis % ndim))
         if indices.size:
             dead[leaf.name] = indices
     return dead
@@ -206,9 +206,19 @@ def _count_zeros(values: jax.Array) -> Count:
     return count_true(~is_nonzero(values))
 
 
+def _live_channels(leaf: Any, axis: int) -> np.ndarray:
+    """Return which channels have a value that is not zero, bool (channels,)."""
+    if isinstance(leaf, jax.Array):
+        return np.asarray(_compiled_live_channels(leaf, axis))
+    # NumPy's arrays need no program for each of their shapes, and may be of a dtype
+    # that JAX would narrow, in which the smallest numbers are zero.
+    live = np.moveaxis(np.asarray(leaf) != 0, axis, 0)
+    return live.any(axis=tuple(range(1, live.ndim)))
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def _live_channels(values: jax.Array, axis: int) -> jax.Array:
-    """Which channels have a value that is not zero, bool (channels,)."""
+def _compiled_live_channels(values: jax.Array, axis: int) -> jax.Array:
+    """Find channels with a value that is not zero, without an array like the leaf."""
     others = tuple(other for other in range(values.ndim) if other != axis)
     return jnp.any(is_nonzero(values), axis=others)
 

@@ -17,6 +17,7 @@ from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._structures import Structure, check_pattern
+from gradprune_jax._tables import text_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +42,8 @@ class Sensitivity:
             [path, *(f"{loss:.4g}" for loss in losses)]
             for path, losses in zip(self.paths, self.losses, strict=True)
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                [cells[0].ljust(widths[0])]
-                + [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
-            )
-            for cells in (header, ["-" * width for width in widths], *rows)
-        ]
-        return "\n".join([*lines, f"loss without pruning: {self.baseline:.4g}"])
+        table = text_table(header, rows, left=1)
+        return f"{table}\nloss without pruning: {self.baseline:.4g}"
 
 
 def sensitivity(

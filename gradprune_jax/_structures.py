@@ -12,6 +12,7 @@ import operator
 from typing import Any, Literal, get_args
 
 from gradprune_jax._checks import is_traced
+from gradprune_jax._tables import by
 
 Shape = tuple[int, ...]
 Pool = Literal["mean", "max"]
@@ -229,16 +230,6 @@ def check_pattern(name: str, sparsity: Any, structure: Structure | None) -> None
             f"1 - {structure.keep}/{structure.of} = {own:.6g}; give {own:.6g}, or a "
             f"pattern of sparsity {sparsity:.6g}."
         )
-
-
-def by(lengths: Shape) -> str:
-    """A shape as it is printed.
-
-    Examples:
-      >>> by((3, 4)), by(())
-      ('3x4', 'scalar')
-    """
-    return "x".join(map(str, lengths)) or "scalar"
 
 
 def _integer(name: str, value: Any) -> int:

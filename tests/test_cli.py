@@ -125,14 +125,21 @@ def test_a_folder_that_cannot_be_made_ends_with_status_1(tmp_path, no_training):
 
 
 def test_the_command_runs_as_a_process():
-    program = "from gradprune_jax._cli import main; main()"
-    finished = subprocess.run(
-        [sys.executable, "-c", program, "--version"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert finished.stdout == f"gradprune_jax {gradprune_jax.__version__}\n"
+    for program in (
+        ["-c", "from gradprune_jax._cli import main; main()"],
+        ["-m", "gradprune_jax"],
+    ):
+        said = {
+            option: subprocess.run(
+                [sys.executable, *program, option],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for option in ("--version", "--help")
+        }
+        assert said["--version"] == f"gradprune_jax {gradprune_jax.__version__}\n"
+        assert said["--help"].startswith("Usage: gradprune [OPTIONS] COMMAND")
 
 
 @pytest.mark.parametrize("missing", ["click", "matplotlib", "rich", "safetensors"])
@@ -151,6 +158,6 @@ def test_another_import_error_is_not_taken_for_a_missing_extra(monkeypatch):
     def build():
         raise ImportError("broken", name="gradprune_jax.demo")
 
-    monkeypatch.setattr(_cli, "build", build)
+    monkeypatch.setattr(_cli.group, "build", build)
     with pytest.raises(ImportError, match="broken"):
         _cli.main()

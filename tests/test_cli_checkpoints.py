@@ -18,11 +18,9 @@ pytest.importorskip("safetensors")
 import safetensors.numpy
 
 from gradprune_jax._cli import orbax_folder
-from gradprune_jax._cli.checkpoints import (
-    CheckpointError,
-    open_checkpoint,
-)
-from gradprune_jax._cli.shapes import open_shapes
+from gradprune_jax._cli.checkpoints import open_checkpoint
+from gradprune_jax._cli.faults import CheckpointError
+from gradprune_jax._cli.plan import open_shapes
 
 PARAMS = {
     "Dense_0": {

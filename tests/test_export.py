@@ -1,7 +1,5 @@
 """Sparse files, their sizes, and sparse arrays: every array comes back to the bit."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +16,9 @@ pytest.importorskip("zstandard")
 import safetensors.numpy
 
 from gradprune_jax import export
-from gradprune_jax._files import safetensors as _safetensors
+from gradprune_jax._files import open_safetensors
 from gradprune_jax.export import bitmask as _bitmask
-from gradprune_jax.export import load as _load_sparse
+from gradprune_jax.export import sparse_file
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"]
 
@@ -97,8 +95,7 @@ def dense_nbytes(folder, params):
     return (folder / "plain").stat().st_size
 
 
-@pytest.mark.parametrize("layout", ["sparse-bitmask", "compressed-tensors"])
-def test_no_file_is_larger_than_a_dense_one(tmp_path, layout):
+def test_no_file_is_larger_than_a_dense_one(tmp_path):
     rng = np.random.default_rng(0)
     sizes = []
     for columns in (1, 8, 40, 120, 200, 1000):
@@ -108,11 +105,10 @@ def test_no_file_is_larger_than_a_dense_one(tmp_path, layout):
             params = {f"layer{i}.weight": each for i, each in enumerate(weights)}
             params["dense"] = np.ones(9, np.float32)
             out = tmp_path / "out"
-            export.save_sparse(out, params, layout=layout, overwrite=True)
-            file = out / "model.safetensors" if out.is_dir() else out
+            export.save_sparse(out, params, overwrite=True)
             plain = dense_nbytes(tmp_path, params)
-            sizes.append((file.stat().st_size, plain))
-            loaded = export.load_sparse(file)
+            sizes.append((out.stat().st_size, plain))
+            loaded = export.load_sparse(out)
             assert sum(each.nbytes for each in loaded.values()) == sum(
                 each.nbytes for each in params.values()
             )
@@ -135,11 +131,10 @@ def test_names_of_any_alphabet_make_no_file_larger(tmp_path, count):
         assert_same_bits(export.load_sparse(tmp_path / "out")["層0"]["κernel"], weights)
 
 
-@pytest.mark.parametrize("layout", ["sparse-bitmask", "compressed-tensors"])
-def test_a_name_that_is_no_text_is_refused(tmp_path, layout):
+def test_a_name_that_is_no_text_is_refused(tmp_path):
     params = {"a\ud800": np.zeros((8, 99), np.float32)}
     with pytest.raises(ValueError, match=r"'a\\ud800\S*' has a lone surrogate"):
-        export.save_sparse(tmp_path / "out", params, layout=layout)
+        export.save_sparse(tmp_path / "out", params)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,14 +184,14 @@ def test_opening_takes_time_linear_in_the_number_of_arrays(tmp_path, monkeypatch
     kernel = np.zeros((1, 400), np.float32)
     file = tmp_path / "model"
     export.save_sparse(file, {f"{i}": kernel for i in range(200)})
-    arrays, metadata = _safetensors.open_file(file)
+    arrays, metadata = open_safetensors(file)
     named = {Name(name): array for name, array in arrays.items()}
     for known in (metadata, {}):
         monkeypatch.setattr(
-            _safetensors, "open_file", lambda _, known=known: (named, known)
+            sparse_file, "open_safetensors", lambda _, known=known: (named, known)
         )
         Name.compared = 0
-        assert len(_load_sparse.open_sparse(file)[0]) == 200
+        assert len(export.open_sparse(file)[0]) == 200
         assert Name.compared <= 20 * len(named)
 
 
@@ -261,8 +256,8 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     export.save_sparse(file, {"a": kernel}, overwrite=True)
     assert list(export.load_sparse(file)) == ["a"]
     for params, fields, message in [
-        ({"a": kernel}, dict(layout="csr"), "layout is 'csr'"),
         ({"a": kernel}, dict(max_density=2), "max_density is 2"),
+        ({"a": kernel}, dict(metadata={"gradprune_jax.x": ""}), "'gradprune_jax.x'"),
         ({"a": jax.random.key(0)}, {}, "'a' is PRNGKeyArray"),
         ({"a": "text"}, {}, "'a' is str"),
         ({"a": kernel, "a.shape": kernel[0, :2]}, {}, "'a.shape'"),
@@ -321,48 +316,6 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_names_and_axes_of_torch(tmp_path):
-    params = {
-        "dense": {"kernel": make_array((40, 30), "float32"), "bias": np.ones(30)},
-        "conv": {"kernel": make_array((3, 5, 16, 8), "float32")},
-        "embed": {"embedding": np.ones((9, 4))},
-        "norm": {"scale": np.ones(4)},
-    }
-    export.save_sparse(tmp_path / "model", params, layout="compressed-tensors")
-    loaded = export.load_sparse(tmp_path / "model" / "model.safetensors")
-    assert set(loaded) == {
-        *("dense", "dense.bias", "conv", "embed.weight", "norm.weight"),
-    }
-    assert_same_bits(loaded["dense"], params["dense"]["kernel"].T.copy())
-    conv = np.ascontiguousarray(params["conv"]["kernel"].transpose(3, 2, 0, 1))
-    assert_same_bits(loaded["conv"], conv)
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    sparsity = config["quantization_config"]["sparsity_config"]
-    assert sparsity["format"] == "sparse-bitmask"
-    assert sparsity["targets"] == ["conv", "dense"]
-
-
-def test_kernels_of_attention_have_no_counterpart_in_torch(tmp_path):
-    params = {"attention": {"query": {"kernel": np.ones((32, 4, 8), np.float32)}}}
-    with pytest.raises(ValueError, match=r"'attention/query/kernel' .* has heads"):
-        export.save_sparse(tmp_path / "model", params, layout="compressed-tensors")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_compressed_tensors_reads_it(tmp_path):
-    compressors = pytest.importorskip("compressed_tensors.compressors")
-    if not hasattr(compressors, "BitmaskCompressor"):
-        pytest.skip("0.14.0.1 is the last release that reads sparse models")
-    kernel = make_array((3, 3, 16, 24), "float32")
-    params = {"conv": {"kernel": kernel, "bias": np.ones(24, np.float32)}}
-    export.save_sparse(tmp_path / "model", params, layout="compressed-tensors")
-    compressor = compressors.BitmaskCompressor()
-    read = dict(compressor.decompress(str(tmp_path / "model")))
-    assert set(read) == {"conv.weight", "conv.bias"}
-    turned = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-    assert_same_bits(read["conv.weight"].numpy(), turned)
-
-
 def test_the_report_counts_the_bytes_of_the_files(tmp_path):
     params = {"a": {"kernel": make_array((33, 40), "bfloat16")}, "b": np.ones(3)}
     report = export.storage_report(params)
@@ -378,6 +331,44 @@ def test_the_report_counts_the_bytes_of_the_files(tmp_path):
     assert 0 < report.gzip < report.total["dense"]
     assert report.leaves[0].nbytes["nm"] is None
     assert "dense, compressed: gzip" in str(report)
+
+
+def test_arrays_are_opened_without_being_read(tmp_path):
+    params = {"a": {"kernel": make_array((33, 40), "bfloat16")}, "b": np.ones((3, 4))}
+    file, copy = tmp_path / "model", tmp_path / "copy"
+    export.save_sparse(file, params, metadata={"step": "7"})
+    arrays, metadata = export.open_sparse(str(file))
+    assert metadata == {"step": "7"}
+    assert {name: (each.shape, each.dtype) for name, each in arrays.items()} == {
+        "a/kernel": ((33, 40), jnp.bfloat16),
+        "b": ((3, 4), np.float64),
+    }
+    assert_same_bits(np.asarray(arrays["a/kernel"]), params["a"]["kernel"])
+    assert np.asarray(arrays["b"], np.float32).dtype == np.float32
+    # They are parameters for all that reads leaves one at a time.
+    assert str(export.storage_report(arrays)) == str(export.storage_report(params))
+    export.save_sparse(copy, arrays, metadata=metadata)
+    assert copy.read_bytes() == file.read_bytes()
+    dead = {"a/kernel": np.float64([[1e-310, 0], [0, 0]])}
+    export.save_sparse(copy, dead, overwrite=True)
+    arrays, _ = export.open_sparse(copy)
+    assert {k: v.tolist() for k, v in gp.dead_channels(arrays).items()} == {
+        "a/kernel": [1]
+    }
+
+
+def test_a_pattern_is_counted_by_zeros_and_packed_by_bits():
+    kernel = np.float32([[1, -0.0, 2, 0, 3, 4, 5, 0], [0] * 8, [0] * 8, [0] * 8])
+    leaf = export.storage_report({"k": kernel}, pattern=gp.NM(2, 4, -1)).leaves[0]
+    assert (leaf.nonzero, leaf.negative_zeros) == (6, 1)
+    assert leaf.in_pattern == 7 / 8
+    assert leaf.nbytes["nm"] is None
+    kernel[0, 6] = 0
+    leaf = export.storage_report({"k": kernel}, pattern=gp.NM(2, 4, -1)).leaves[0]
+    assert leaf.in_pattern == 1
+    assert leaf.nbytes["nm"] is None  # -0.0 needs a place
+    leaf = export.storage_report({"k": kernel}, pattern=gp.NM(2, 3)).leaves[0]
+    assert (leaf.in_pattern, leaf.nbytes["nm"]) == (None, None)
 
 
 def test_patterns_are_packed_where_they_hold():

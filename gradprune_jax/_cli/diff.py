@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gradprune_jax._cli import files, options
-from gradprune_jax._cli.checkpoints import CheckpointError, open_checkpoint
-from gradprune_jax._files.safetensors import StoredArray
-from gradprune_jax.report.table import printable
+from gradprune_jax._cli.checkpoints import open_checkpoint
+from gradprune_jax._cli.faults import CheckpointError
+from gradprune_jax._files import StoredArray
+from gradprune_jax._tables import printable
 
 
 class _Overlap(NamedTuple):
@@ -29,6 +30,7 @@ class _Overlap(NamedTuple):
 
     @property
     def either(self) -> int:
+        """What one of the two keeps, or both."""
         return self.first + self.second - self.both
 
     @property
@@ -60,10 +62,10 @@ def diff(
     if not shared:
         raise CheckpointError(f"{first} and {second} have no parameter in common.")
     for name in shared:
-        if one[name].spec.shape != other[name].spec.shape:
+        if one[name].shape != other[name].shape:
             raise CheckpointError(
-                f"{second}: {name!r} has shape {other[name].spec.shape}, where {first} "
-                f"has {one[name].spec.shape}."
+                f"{second}: {name!r} has shape {other[name].shape}, where {first} "
+                f"has {one[name].shape}."
             )
     with (
         files.tracked({name: one[name] for name in shared}, first.name) as left,
@@ -98,10 +100,10 @@ def diff(
 def _compare(
     one: Mapping[str, StoredArray], other: Mapping[str, StoredArray]
 ) -> list[_Overlap]:
-    """The overlaps of floating parameters."""
+    """Count what floating parameters keep in one, in the other, and in both."""
     rows = []
     for name, array in one.items():
-        if jnp.issubdtype(array.spec.dtype, jnp.floating):
+        if jnp.issubdtype(array.dtype, jnp.floating):
             left, right = array.read() != 0, other[name].read() != 0
             counts = (left.sum(), right.sum(), (left & right).sum())
             rows.append(_Overlap(name, *map(int, counts)))
@@ -109,10 +111,12 @@ def _compare(
 
 
 def _as_dict(row: _Overlap) -> dict[str, object]:
+    """Return a row as a dictionary, ready for JSON."""
     return row._asdict() | {"overlap": row.fraction}
 
 
 def _table(rows: Sequence[_Overlap], total: _Overlap) -> Table:
+    """Draw the rows and their total."""
     table = Table()
     table.add_column("parameter", overflow="fold")
     for heading in ("first keeps", "second keeps", "both keep", "overlap"):

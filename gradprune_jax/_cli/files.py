@@ -1,4 +1,4 @@
-"""Files of commands: progress while they are read, no harm when they are written."""
+"""Files of commands: a progress bar while they are read, and what is said of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 from gradprune_jax._cli.checkpoints import Checkpoint
-from gradprune_jax._files.safetensors import StoredArray
-from gradprune_jax.report.table import printable
+from gradprune_jax._files import StoredArray
+from gradprune_jax._tables import printable
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -30,7 +30,7 @@ _LARGE = 100e6
 
 
 def check_free(file: pathlib.Path, force: bool) -> None:
-    """Refuses to overwrite a file, or a link to nothing, without being told to."""
+    """Raise a usage error if a file, or a broken link, exists, unless forced."""
     if os.path.lexists(file) and not force:
         raise click.UsageError(
             f"{printable(str(file))} exists already; give --force to overwrite, or "
@@ -39,13 +39,13 @@ def check_free(file: pathlib.Path, force: bool) -> None:
 
 
 def write_notice(file: pathlib.Path) -> None:
-    """Says that a file was written, with its size."""
+    """Print that a file was written, with its size."""
     size = f"{file.stat().st_size:,} bytes" if file.is_file() else "a folder"
     click.echo(f"Wrote {printable(str(file))} ({size})")
 
 
 def say_left_out(checkpoint: Checkpoint) -> None:
-    """Names what a checkpoint holds besides its parameters."""
+    """Print what a checkpoint holds besides its parameters."""
     if checkpoint.left_out:
         names = printable(", ".join(checkpoint.left_out))
         click.echo(f"Left out, as no parameters: {names} (--params / takes all).")
@@ -55,15 +55,15 @@ def say_left_out(checkpoint: Checkpoint) -> None:
 def tracked(
     arrays: Mapping[Key, StoredArray], what: str, passes: int = 1
 ) -> Iterator[dict[Key, StoredArray]]:
-    """The same arrays, whose reading moves a progress bar if they are large.
+    """Show a progress bar while arrays are read, if they are large.
 
     Args:
       arrays: by name or path.
-      what: beside the bar.
-      passes: how often each will be read.
+      what: the text beside the bar.
+      passes: how often each array will be read.
 
     Yields:
-      The arrays.
+      The same arrays, whose reading moves the bar.
     """
     total = passes * sum(array.spec.nbytes for array in arrays.values())
     if total < _LARGE:

@@ -7,20 +7,18 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 import gradprune_jax as gp
-from gradprune_jax._rules import Allocation
-from gradprune_jax._structures import check_pattern
-from gradprune_jax.report.table import printable
+from gradprune_jax._tables import printable
 
 _PATTERN = r"(\d+):(\d+)"
 
 
 class Existing(click.Path):
-    """A file or folder that is there; devices and pipes need have no end."""
+    """A file or folder that exists; devices and pipes are refused, having no end."""
 
     def convert(
         self,
@@ -55,7 +53,7 @@ params_path = click.option(
 def fraction(
     context: click.Context, parameter: click.Parameter, value: float | None
 ) -> float | None:
-    """Refuses what is no fraction, NaN included, which a range lets pass."""
+    """Raise a usage error if a number is no fraction; `FloatRange` lets NaN pass."""
     del context
     if value is not None and (not math.isfinite(value) or not 0 <= value <= 1):
         raise click.BadParameter(
@@ -65,7 +63,7 @@ def fraction(
 
 
 def pattern(context: click.Context, parameter: click.Parameter, value: str) -> gp.NM:
-    """N:M from two integers with a colon, with the default axis."""
+    """Read N:M from two integers with a colon; the axis is the default one."""
     del context
     match = re.fullmatch(_PATTERN, value)
     if match is None:
@@ -77,7 +75,7 @@ def pattern(context: click.Context, parameter: click.Parameter, value: str) -> g
 
 
 def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of a rule for pruning at once; see `rule`."""
+    """Add the options of a rule for pruning at once; `rule` makes it of them."""
     options = (
         click.option(
             "--sparsity",
@@ -111,7 +109,7 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--allocation",
-            type=click.Choice(get_args(Allocation)),
+            type=click.Choice(["uniform", "global", "erk"]),
             default="uniform",
             show_default=True,
             help="How the sparsity is shared out among parameters.",
@@ -143,7 +141,7 @@ def rule(
     min_density: float,
     is_torch: bool = False,
 ) -> gp.Rule:
-    """The rule that the options of `rule_options` describe.
+    """Make the rule that the options of `rule_options` describe.
 
     By default axes are those of Flax's kernels, (..., in, out), or of PyTorch's
     weights, (out, in, ...).
@@ -157,7 +155,6 @@ def rule(
             sparsity = 1 - made.keep / made.of
         if sparsity is None:
             raise click.UsageError("Give --sparsity, such as --sparsity 0.9.")
-        check_pattern("--sparsity", sparsity, made)
         return gp.Rule(
             gp.one_shot_schedule(sparsity, 0),
             where=where,
@@ -167,11 +164,13 @@ def rule(
             min_density=min_density,
         )
     except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        # The schedule was made here; the user gave --sparsity.
+        message = str(error).replace("the schedule's final_sparsity", "--sparsity")
+        raise click.UsageError(message) from None
 
 
 def _structure(text: str, axis: int | None, pool: Any, is_torch: bool) -> gp.Structure:
-    """The structure that `--structure`, `--axis` and `--pool` describe."""
+    """Make the structure that `--structure`, `--axis` and `--pool` describe."""
     fields: dict[str, Any] = {} if axis is None else {"axis": axis}
     pools: dict[str, Any] = {} if pool is None else {"pool": pool}
     if match := re.fullmatch(_PATTERN, text):
@@ -194,6 +193,6 @@ def _structure(text: str, axis: int | None, pool: Any, is_torch: bool) -> gp.Str
 
 
 def _refuse(text: str, fields: dict[str, Any]) -> None:
-    """Refuses options that a structure does not have."""
+    """Raise a usage error if a structure has no such options."""
     if fields:
         raise click.UsageError(f"--{next(iter(fields))} does not go with {text!r}.")

@@ -1,4 +1,4 @@
-"""Checkpoints that orbax wrote, leaf by leaf."""
+"""Checkpoints of orbax, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import tree_util
 
-from gradprune_jax import _tree
-from gradprune_jax._files.safetensors import Spec, StoredArray, checked_shape
+from gradprune_jax._cli.faults import words_of
+from gradprune_jax._files import Spec, StoredArray, checked_shape
 
 # What orbax writes beside the arrays of a tree.
 _TREE = "_METADATA"
@@ -22,7 +23,7 @@ _GROUP_BYTES = 2**26
 
 
 def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
-    """The arrays of a checkpoint by path, none of them read yet.
+    """Open a folder: return its arrays by path, none of them read yet.
 
     Args:
       folder: of one tree, or of one step of a `CheckpointManager` with one tree.
@@ -33,19 +34,21 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
     Raises:
       ValueError: if the folder is none of these, or orbax cannot read it.
     """
-    # orbax tells of its own affairs on the way, and asyncio of each array that it did
-    # not come to.
+    # Both report on the way what is no user's concern: orbax its own affairs, asyncio
+    # each array that was still being read when another one failed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     folder = _tree_folder(folder.resolve())
     specs = {}
     paths = {}
-    for position, leaf in enumerate(_tree.named_leaves(_metadata(folder))):
-        shape, dtype = (getattr(leaf.value, name, None) for name in ("shape", "dtype"))
+    leaves = tree_util.tree_leaves_with_path(_metadata(folder))
+    for position, (keys, leaf) in enumerate(leaves):
+        shape, dtype = (getattr(leaf, name, None) for name in ("shape", "dtype"))
         if shape is not None and dtype is not None:
-            shape = checked_shape(leaf.name, shape)
+            path = tuple(tree_util.keystr((key,), simple=True) for key in keys)
+            shape = checked_shape("/".join(path), shape)
             specs[position] = Spec(shape, np.dtype(dtype))
-            paths[position] = leaf.path
+            paths[position] = path
     return {
         paths[position]: StoredArray(
             specs[position], functools.partial(_read, folder, group, position)
@@ -58,7 +61,7 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
 
 
 def _tree_folder(folder: pathlib.Path) -> pathlib.Path:
-    """The folder of the tree in a folder of a step."""
+    """Find the folder of the tree: the folder itself, or the one below a step."""
     if (folder / _TREE).exists():
         return folder
     below = sorted(file.parent.name for file in folder.glob(f"*/{_TREE}"))
@@ -77,7 +80,7 @@ def _tree_folder(folder: pathlib.Path) -> pathlib.Path:
 
 @functools.lru_cache(maxsize=2)
 def _metadata(folder: pathlib.Path) -> Any:
-    """The tree of a checkpoint, with metadata for leaves."""
+    """Return the tree of a checkpoint, with metadata in the place of arrays."""
     import orbax.checkpoint as ocp
 
     try:
@@ -92,7 +95,7 @@ def _metadata(folder: pathlib.Path) -> Any:
 
 
 def _groups(specs: Mapping[int, Spec]) -> Iterator[tuple[int, ...]]:
-    """Neighbours to be read together."""
+    """Divide the positions of arrays into groups that are read together."""
     group: list[int] = []
     nbytes = 0
     for position, spec in specs.items():
@@ -105,7 +108,7 @@ def _groups(specs: Mapping[int, Spec]) -> Iterator[tuple[int, ...]]:
 
 
 def _read(folder: pathlib.Path, group: tuple[int, ...], position: int) -> np.ndarray:
-    """One array of a group."""
+    """Read one array; others of its group are kept until another group is read."""
     if len(group) == 1:
         return _restore(folder, group)[position]
     return _restore_group(folder, group)[position]
@@ -115,11 +118,12 @@ def _read(folder: pathlib.Path, group: tuple[int, ...], position: int) -> np.nda
 def _restore_group(
     folder: pathlib.Path, group: tuple[int, ...]
 ) -> dict[int, np.ndarray]:
+    """Restore a group, and keep it."""
     return _restore(folder, group)
 
 
 def _restore(folder: pathlib.Path, group: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """Some of the arrays by position; the others are left where they are."""
+    """Restore some arrays by position; orbax leaves the others where they are."""
     import orbax.checkpoint as ocp
 
     tree = _metadata(folder)
@@ -146,4 +150,5 @@ def _restore(folder: pathlib.Path, group: tuple[int, ...]) -> dict[int, np.ndarr
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error; orbax appends pages of advice."""
+    return words_of(error).splitlines()[0]

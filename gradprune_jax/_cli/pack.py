@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import get_args
 
 import click
 
 from gradprune_jax._cli import files, options
-from gradprune_jax._cli.checkpoints import blaming, open_checkpoint
-from gradprune_jax._files import safetensors as _safetensors
-from gradprune_jax._files.atomic import replacing
-from gradprune_jax.export.save import Layout, write_sparse
-from gradprune_jax.report.table import printable
+from gradprune_jax._cli.checkpoints import open_checkpoint
+from gradprune_jax._cli.faults import blaming
+from gradprune_jax._files import replacing, safetensors_nbytes, write_safetensors
+from gradprune_jax._tables import printable
+from gradprune_jax.export import save_sparse
 
 
 @click.command()
 @click.argument("checkpoint", type=options.CHECKPOINT)
 @click.argument("out", type=options.FILE)
-@click.option(
-    "--layout",
-    type=click.Choice(get_args(Layout)),
-    default="sparse-bitmask",
-    show_default=True,
-    help="Names and axes as here, in one file, or as PyTorch has them, in a folder.",
-)
 @click.option(
     "--max-density",
     type=float,
@@ -40,7 +32,6 @@ from gradprune_jax.report.table import printable
 def pack(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
-    layout: Layout,
     max_density: float,
     params: str | None,
     as_json: bool,
@@ -57,9 +48,15 @@ def pack(
         files.tracked(opened.named, checkpoint.name, passes=2) as arrays,
         blaming(checkpoint),
     ):
-        dense = _safetensors.nbytes(specs, opened.metadata)
-        written = write_sparse(out, arrays, layout, max_density, force, opened.metadata)
-    size = sum(file.stat().st_size for file in written)
+        dense = safetensors_nbytes(specs, opened.metadata)
+        save_sparse(
+            out,
+            arrays,
+            max_density=max_density,
+            metadata=opened.metadata,
+            overwrite=force,
+        )
+    size = out.stat().st_size
     if as_json:
         summary = {"file": str(out), "dense_bytes": dense, "bytes": size}
         click.echo(json.dumps(summary | {"left_out": opened.left_out}))
@@ -86,7 +83,7 @@ def unpack(
         specs = {name: array.spec for name, array in arrays.items()}
         contents = ((name, array.read()) for name, array in arrays.items())
         with blaming(checkpoint), replacing(out, force) as temporary:
-            _safetensors.write(temporary, specs, contents, opened.metadata)
+            write_safetensors(temporary, specs, contents, opened.metadata)
     if as_json:
         click.echo(json.dumps({"file": str(out), "bytes": out.stat().st_size}))
     else:

@@ -8,12 +8,16 @@ import pathlib
 from typing import Any
 
 import click
+import jax
+import jax.numpy as jnp
 
 import gradprune_jax as gp
 from gradprune_jax._cli import options
-from gradprune_jax._cli.checkpoints import blaming
-from gradprune_jax._cli.shapes import open_shapes
-from gradprune_jax.report.table import printable
+from gradprune_jax._cli.checkpoints import nested, open_checkpoint
+from gradprune_jax._cli.faults import CheckpointError, blaming
+from gradprune_jax._cli.formats import Path, walk
+from gradprune_jax._files import checked_shape
+from gradprune_jax._tables import printable
 
 
 @click.command()
@@ -57,7 +61,7 @@ def plan(
 
 
 def _refuse_fields(fields: dict[str, Any]) -> None:
-    """Refuses the options of one rule beside a file of rules."""
+    """Raise a usage error if options of one rule stand beside a file of rules."""
     context = click.get_current_context()
     for name in fields:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
@@ -66,7 +70,7 @@ def _refuse_fields(fields: dict[str, Any]) -> None:
 
 
 def _as_text(planned: gp.Plan) -> str:
-    """The plan as a table, with names that do no harm to a terminal."""
+    """Format the plan as a table, with control characters in names escaped."""
     leaves = (
         dataclasses.replace(leaf, path=printable(leaf.path)) for leaf in planned.leaves
     )
@@ -74,7 +78,7 @@ def _as_text(planned: gp.Plan) -> str:
 
 
 def _as_dict(planned: gp.Plan) -> dict[str, Any]:
-    """The plan as JSON holds it."""
+    """Return the plan as a dictionary, ready for JSON."""
     return {
         "parameters": [
             {
@@ -97,3 +101,51 @@ def _as_dict(planned: gp.Plan) -> dict[str, Any]:
         "update_steps": planned.update_steps,
         "mask_bytes": planned.mask_bytes,
     }
+
+
+def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]:
+    """Read the shapes that a JSON file lists, or that the arrays of a checkpoint have.
+
+    In JSON a shape is a list of integers, of a float32 array, or an object with `shape`
+    and `dtype`, at a path of keys or under one name of keys joined by `/`.
+
+    Returns:
+      The shapes in nested dicts.
+    """
+    if not file.is_file() or file.suffix.lower() != ".json":
+        return open_checkpoint(file, params).shapes
+    try:
+        document = json.loads(file.read_bytes())
+        if not isinstance(document, dict):
+            raise ValueError("but a JSON " + type(document).__name__)
+        found = dict(walk(document, is_leaf=_is_shape))
+        shapes = {
+            tuple("/".join(path).split("/")): _shape(path, leaf)
+            for path, leaf in found.items()
+        }
+    except RecursionError:
+        raise CheckpointError(f"{file}: is nested too deeply.") from None
+    except (ValueError, TypeError, SyntaxError) as error:
+        raise CheckpointError(
+            f'{file}: is no list of shapes, {error}; it must be like {{"Dense_0": '
+            '{"kernel": [784, 10], "bias": {"shape": [10], "dtype": "bfloat16"}}}.'
+        ) from None
+    return nested(file, shapes)
+
+
+def _is_shape(node: Any) -> bool:
+    """Whether a node of the JSON is a shape, or a shape and a dtype."""
+    if isinstance(node, list):
+        return True
+    return set(node) == {"shape", "dtype"} and isinstance(node["shape"], list)
+
+
+def _shape(path: Path, written: Any) -> jax.ShapeDtypeStruct:
+    """Make a shape of what JSON holds."""
+    shape, dtype = written, "float32"
+    if isinstance(written, dict):
+        shape, dtype = written["shape"], written["dtype"]
+    name = "/".join(path)
+    if not isinstance(shape, list):
+        raise ValueError(f"the shape of {name!r} is {shape!r}")
+    return jax.ShapeDtypeStruct(checked_shape(name, shape), jnp.dtype(dtype))

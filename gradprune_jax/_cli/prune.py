@@ -5,33 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import pathlib
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 import gradprune_jax as gp
-from gradprune_jax import _tree
-from gradprune_jax._checks import enable_x64
-from gradprune_jax._cli import files, options, rows
-from gradprune_jax._cli.checkpoints import (
-    Checkpoint,
-    Path,
-    blaming,
-    open_checkpoint,
+from gradprune_jax._cli import files, options
+from gradprune_jax._cli.checkpoints import Checkpoint, nested, open_checkpoint
+from gradprune_jax._cli.faults import blaming
+from gradprune_jax._cli.formats import Path, walk
+from gradprune_jax._files import (
+    StoredArray,
+    check_storable,
+    replacing,
+    write_safetensors,
 )
-from gradprune_jax._files import safetensors as _safetensors
-from gradprune_jax._files.atomic import replacing
-from gradprune_jax._files.safetensors import StoredArray
-from gradprune_jax._prune import select_masks
-from gradprune_jax._rules import selected_leaves
-from gradprune_jax.report.table import Row, draw_table
+from gradprune_jax._tables import Row, draw_table
+from gradprune_jax._tables import as_json as rows_as_json
 
 
 @click.command()
@@ -59,26 +53,25 @@ def prune(
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
     rule = options.rule(**fields, is_torch=opened.is_torch)
-    passes = 1 if rule.allocation == "uniform" else 2
     counts: dict[str, int] = {}
     with (
         replacing(out, force) as temporary,
-        files.tracked(opened.arrays, checkpoint.name, passes) as arrays,
+        files.tracked(opened.arrays, checkpoint.name) as arrays,
     ):
         opened = dataclasses.replace(opened, arrays=arrays)
         with blaming(checkpoint):
-            _safetensors.check_storable({n: a.spec for n, a in opened.named.items()})
+            check_storable({n: a.spec for n, a in opened.named.items()})
             pruned = _prune(rule, opened)
             specs = {name: array.spec for name, array in pruned.items()}
             contents = _counted(pruned, counts)
-            _safetensors.write(temporary, specs, contents, opened.metadata)
+            write_safetensors(temporary, specs, contents, opened.metadata)
     table = [
-        Row(name, array.spec.shape, array.spec.dtype, counts[name])
+        Row(name, array.shape, array.dtype, counts[name])
         for name, array in pruned.items()
     ]
     if as_json:
         summary = {"file": str(out), "left_out": opened.left_out}
-        click.echo(json.dumps(summary | rows.as_dict(table)))
+        click.echo(json.dumps(summary | rows_as_json(table)))
         return
     Console().print(draw_table(table))
     files.say_left_out(opened)
@@ -86,65 +79,58 @@ def prune(
 
 
 def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
-    """The arrays of a checkpoint by name, to be pruned when they are read.
+    """Return the arrays of a checkpoint by name, pruned where the rule selects them.
 
-    Under uniform allocation a leaf needs no other. Else the masks come first, from all
-    leaves of the rule together, and each leaf is read once more.
+    Under uniform allocation a leaf needs no other, and is pruned when it is read. Else
+    all leaves of the rule are read and pruned together.
     """
-    leaves = _tree.named_leaves(checkpoint.shapes)
-    arrays = checkpoint.arrays
-    selected = [
-        leaves[i].path
-        for i in selected_leaves(rule, checkpoint.shapes)
-        if math.prod(leaves[i].value.shape)  # nothing is to be pruned of nothing
-    ]
+    planned = gp.plan([rule], checkpoint.shapes)
+    names = {leaf.path for leaf in planned.pruned if leaf.size}  # nothing has no zeros
+    selected = [path for path in checkpoint.arrays if "/".join(path) in names]
     if rule.allocation == "uniform":
-        masks: Mapping[Path, Any] = dict.fromkeys(selected)
+        reads = {
+            path: functools.partial(_read_pruned, rule, checkpoint, path)
+            for path in selected
+        }
     else:
-        masks = _masks(rule, {path: arrays[path] for path in selected})
-    pruned = {
-        path: StoredArray(
-            array.spec, functools.partial(_read_pruned, rule, array, masks[path])
-        )
-        if path in masks
-        else array
-        for path, array in arrays.items()
+        pruned = _pruned(rule, checkpoint, selected)
+        reads = {path: functools.partial(pruned.__getitem__, path) for path in selected}
+    arrays = {
+        path: StoredArray(array.spec, reads.get(path, array.read))
+        for path, array in checkpoint.arrays.items()
     }
-    return dataclasses.replace(checkpoint, arrays=pruned).named
+    return dataclasses.replace(checkpoint, arrays=arrays).named
 
 
-def _masks(rule: gp.Rule, arrays: Mapping[Path, StoredArray]) -> dict[Path, np.ndarray]:
-    """The masks of leaves that are pruned together."""
-    if not arrays:
+def _read_pruned(rule: gp.Rule, checkpoint: Checkpoint, path: Path) -> np.ndarray:
+    """Read one array and prune it alone."""
+    return _pruned(rule, checkpoint, [path])[path]
+
+
+def _pruned(
+    rule: gp.Rule, checkpoint: Checkpoint, paths: Sequence[Path]
+) -> dict[Path, np.ndarray]:
+    """Read arrays and prune them together."""
+    if not paths:
         return {}
-    with _wide_enough(arrays):
-        weights = [jnp.asarray(array.read()) for array in arrays.values()]
-        masks = [np.asarray(mask) for mask in select_masks(rule, weights)]
-    return dict(zip(arrays, masks, strict=True))
-
-
-def _read_pruned(
-    rule: gp.Rule, array: StoredArray, mask: np.ndarray | None
-) -> np.ndarray:
-    """A leaf with zeros where its mask is False; its own mask if none is given."""
-    values = array.read()
-    if mask is None:
-        alone: Path = ()
-        read = StoredArray(array.spec, lambda: values)
-        mask = _masks(rule, {alone: read})[alone]
-    return np.where(mask, values, np.zeros((), values.dtype))
-
-
-def _wide_enough(arrays: Mapping[Path, StoredArray]) -> AbstractContextManager[Any]:
-    """64-bit types in JAX, if an array has them: its weights are ranked as they are."""
-    is_wide = any(array.spec.dtype.itemsize >= 8 for array in arrays.values())
-    return enable_x64() if is_wide else nullcontext()
+    schedule: Any = rule.schedule
+    weights = {path: checkpoint.arrays[path].read() for path in paths}
+    params, _ = gp.prune(
+        nested(checkpoint.file, weights),
+        schedule.final_sparsity,
+        where=rule.where,
+        structure=rule.structure,
+        allocation=rule.allocation,
+        stack_axis=rule.stack_axis,
+        min_density=rule.min_density,
+    )
+    return {path: np.asarray(leaf) for path, leaf in walk(params)}
 
 
 def _counted(
     arrays: Mapping[str, StoredArray], counts: dict[str, int]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays as they are written, while their non-zeros are counted."""
+    """Yield arrays as they are written, and count their non-zeros."""
     for name, array in arrays.items():
         values = array.read()
         counts[name] = int(np.count_nonzero(values))

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import click
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
 import gradprune_jax as gp
 from gradprune_jax import report as pictures
-from gradprune_jax._cli import files, options, rows
-from gradprune_jax._cli.checkpoints import Checkpoint, CheckpointError, open_checkpoint
-from gradprune_jax._files.atomic import replacing
-from gradprune_jax._files.safetensors import StoredArray
-from gradprune_jax.export.bitmask import nonzero_bits
-from gradprune_jax.export.storage import StorageReport, measure
-from gradprune_jax.report.table import Row, draw_table, printable, sparsity_of
+from gradprune_jax._cli import files, options
+from gradprune_jax._cli.checkpoints import Checkpoint, open_checkpoint
+from gradprune_jax._cli.faults import CheckpointError
+from gradprune_jax._files import StoredArray, replacing
+from gradprune_jax._tables import Row, draw_table, printable, sparsity_of
+from gradprune_jax._tables import as_json as rows_as_json
+from gradprune_jax.export import LeafStorage, StorageReport, storage_report
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -30,17 +28,19 @@ class _Measured(NamedTuple):
     """What is said of one parameter.
 
     Attributes:
-      row: its size and non-zeros.
-      in_pattern: the fraction of its groups of M that have no more than N non-zeros;
-        None if groups do not fit it.
-      dead_channels: output channels of which nothing is left; None without channels.
-      negative_zeros: the number of -0.0, which sparse layouts store as values.
+      storage: its non-zeros and bytes.
+      dead_channels: how many output channels are zero; None without channels.
     """
 
-    row: Row
-    in_pattern: float | None
+    storage: LeafStorage
     dead_channels: int | None
-    negative_zeros: int
+
+    @property
+    def row(self) -> Row:
+        """Its row in the table, where -0.0 is zero."""
+        leaf = self.storage
+        nonzero = leaf.nonzero - leaf.negative_zeros
+        return Row(leaf.path, leaf.shape, leaf.dtype, nonzero)
 
 
 @click.command()
@@ -88,10 +88,16 @@ def report(
     opened = open_checkpoint(checkpoint, params)
     inputs, outputs = (1, 0) if opened.is_torch else (-2, -1)
     pattern = gp.NM(pattern.keep, pattern.of, inputs if axis is None else axis)
-    measured: list[_Measured] = []
-    with files.tracked(_floating(opened), checkpoint.name) as arrays:
-        each = _measured(arrays, pattern, outputs, measured)
-        storage = measure(each, pattern, compress)
+    with files.tracked(_floating(opened), checkpoint.name, passes=2) as arrays:
+        storage = storage_report(arrays, pattern=pattern, compress=compress)
+        with_channels = {n: a for n, a in arrays.items() if a.ndim >= 2 and a.size}
+        dead = gp.dead_channels(with_channels, axis=outputs)
+    measured = [
+        _Measured(
+            leaf, len(dead.get(leaf.path, ())) if leaf.path in with_channels else None
+        )
+        for leaf in storage.leaves
+    ]
     if as_json:
         click.echo(json.dumps(_as_dict(opened, measured, storage)))
     else:
@@ -103,11 +109,11 @@ def report(
 
 
 def _floating(checkpoint: Checkpoint) -> dict[str, StoredArray]:
-    """The parameters that can be sparse."""
+    """Return the floating parameters by name."""
     arrays = {
         name: array
         for name, array in checkpoint.named.items()
-        if jnp.issubdtype(array.spec.dtype, jnp.floating)
+        if jnp.issubdtype(array.dtype, jnp.floating)
     }
     if not arrays:
         raise CheckpointError(f"{checkpoint.file}: holds no floating parameters.")
@@ -115,7 +121,7 @@ def _floating(checkpoint: Checkpoint) -> dict[str, StoredArray]:
 
 
 def _check_picture(file: pathlib.Path) -> None:
-    """Refuses a picture that cannot be written before minutes of reading."""
+    """Raise a usage error, before minutes of reading, if a picture has no place."""
     if file.suffix.lower() not in _PICTURES:
         raise click.BadParameter(
             f"{file} must end in one of {', '.join(_PICTURES)}.", param_hint="--plot"
@@ -124,45 +130,8 @@ def _check_picture(file: pathlib.Path) -> None:
         raise click.BadParameter(f"{file.parent} is no folder.", param_hint="--plot")
 
 
-def _measured(
-    arrays: Mapping[str, StoredArray],
-    pattern: gp.NM,
-    outputs: int,
-    measured: list[_Measured],
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays one by one, each measured as it comes by."""
-    for name, array in arrays.items():
-        values = array.read()
-        mask = values != 0
-        nonzero = int(mask.sum())
-        row = Row(name, array.spec.shape, array.spec.dtype, nonzero)
-        negative = int(np.count_nonzero(nonzero_bits(values))) - nonzero
-        dead = _dead(mask, outputs)
-        measured.append(_Measured(row, _in_pattern(mask, pattern), dead, negative))
-        yield name, values
-
-
-def _in_pattern(mask: np.ndarray, pattern: gp.NM) -> float | None:
-    """The fraction of groups that have no more than N non-zeros."""
-    ndim, axis = mask.ndim, pattern.axis
-    if ndim < 2 or not -ndim <= axis < ndim or not mask.size:
-        return None
-    if mask.shape[axis] % pattern.of:
-        return None
-    groups = np.moveaxis(mask, axis, -1).reshape(-1, pattern.of)
-    return float((groups.sum(axis=-1) <= pattern.keep).mean())
-
-
-def _dead(mask: np.ndarray, axis: int) -> int | None:
-    """The channels on an axis of which nothing is left; None if it has none."""
-    if mask.ndim < 2 or not mask.size:
-        return None
-    lives = np.moveaxis(mask, axis, 0).reshape(mask.shape[axis], -1).any(axis=1)
-    return int((~lives).sum())
-
-
 def _draw(file: pathlib.Path, measured: list[_Measured], force: bool) -> None:
-    """Writes the picture; which kind, its ending says."""
+    """Write the picture, in the format of its ending."""
     fractions = {printable(each.row.path): sparsity_of([each.row]) for each in measured}
     fractions["total"] = sparsity_of([each.row for each in measured])
     kind = file.suffix.removeprefix(".").lower()
@@ -173,15 +142,13 @@ def _draw(file: pathlib.Path, measured: list[_Measured], force: bool) -> None:
 def _as_dict(
     checkpoint: Checkpoint, measured: list[_Measured], storage: StorageReport
 ) -> dict[str, Any]:
-    """The report as JSON holds it."""
-    summary = rows.as_dict([each.row for each in measured])
-    for entry, each, leaf in zip(
-        summary["parameters"], measured, storage.leaves, strict=True
-    ):
-        entry["in_pattern"] = each.in_pattern
+    """Return the report as a dictionary, ready for JSON."""
+    summary = rows_as_json([each.row for each in measured])
+    for entry, each in zip(summary["parameters"], measured, strict=True):
+        entry["in_pattern"] = each.storage.in_pattern
         entry["dead_channels"] = each.dead_channels
-        entry["negative_zeros"] = each.negative_zeros
-        entry["bytes"] = leaf.nbytes
+        entry["negative_zeros"] = each.storage.negative_zeros
+        entry["bytes"] = each.storage.nbytes
     summary["total"]["bytes"] = storage.total
     packed = {"gzip": storage.gzip, "zstd": storage.zstd}
     pattern = {"n": storage.pattern.keep, "m": storage.pattern.of}
@@ -195,11 +162,11 @@ def _as_dict(
 
 
 def _print(measured: list[_Measured], storage: StorageReport) -> None:
-    """The tables, and what may surprise in them."""
+    """Print the tables, and a line on zeros that are -0.0."""
     console = Console()
     console.print(_sparsity_table(measured, storage.pattern))
     console.print(_storage_table(storage))
-    negative = sum(each.negative_zeros for each in measured)
+    negative = sum(leaf.negative_zeros for leaf in storage.leaves)
     if negative:
         click.echo(
             f"{negative:,} zeros are -0.0, as weight * mask leaves them: sparse "
@@ -208,11 +175,11 @@ def _print(measured: list[_Measured], storage: StorageReport) -> None:
 
 
 def _sparsity_table(measured: list[_Measured], pattern: gp.NM) -> Table:
-    """What each parameter keeps."""
+    """Draw how sparse each parameter is, and how well it keeps the pattern."""
     name = f"{pattern.keep}:{pattern.of}"
     in_pattern = [
-        "" if each.in_pattern is None else f"{100 * each.in_pattern:.1f} %"
-        for each in measured
+        "" if leaf.in_pattern is None else f"{100 * leaf.in_pattern:.1f} %"
+        for leaf in (each.storage for each in measured)
     ]
     dead = [
         "" if each.dead_channels is None else f"{each.dead_channels:,}"
@@ -228,7 +195,7 @@ def _sparsity_table(measured: list[_Measured], pattern: gp.NM) -> Table:
 
 
 def _storage_table(storage: StorageReport) -> Table:
-    """What all parameters weigh in each layout."""
+    """Draw the bytes of all parameters in each layout."""
     names = {
         "dense": "dense",
         "bitmask": "bit mask",

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and errors that name them."""
+"""Files that are written as a whole or not at all, and errors that name them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 
 def check_free(file: pathlib.Path, overwrite: bool) -> None:
-    """Refuses to replace a file, or a link to nothing, without being told to."""
+    """Raise an error if a file, or a broken link, exists and may not be replaced."""
     if os.path.lexists(file) and not overwrite:
         raise FileExistsError(
             f"{file}: exists already; give overwrite=True to replace it."
@@ -19,17 +19,18 @@ def check_free(file: pathlib.Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def replacing(file: pathlib.Path, overwrite: bool = True) -> Iterator[pathlib.Path]:
-    """A temporary file beside `file`, which takes its place if all goes well.
+    """Write a file by way of a temporary one, which takes its place if all goes well.
 
     Args:
       file: to write.
-      overwrite: whether it replaces a file that is there by then.
+      overwrite: whether it replaces a file that exists by then.
 
     Yields:
-      The temporary file, empty.
+      The temporary file, empty, in the folder of `file`. If the block fails, it is
+      removed, and `file` is as it was.
 
     Raises:
-      FileExistsError: if there is a file by then, which may not be replaced.
+      FileExistsError: if `file` exists by then and may not be replaced.
       OSError: if it cannot be written; the error names `file`.
 
     Examples:
@@ -41,59 +42,6 @@ def replacing(file: pathlib.Path, overwrite: bool = True) -> Iterator[pathlib.Pa
       ...     file.read_text()
       '1 2 3'
     """
-    with replacing_all([file], overwrite) as (temporary,):
-        yield temporary
-
-
-@contextlib.contextmanager
-def replacing_all(
-    files: Sequence[pathlib.Path], overwrite: bool = True
-) -> Iterator[list[pathlib.Path]]:
-    """Temporary files that take the places of `files` together; see `replacing`."""
-    with contextlib.ExitStack() as stack:
-        temporaries = [stack.enter_context(_temporary(file)) for file in files]
-        yield temporaries
-        placed: list[pathlib.Path] = []
-        try:
-            for temporary, file in zip(temporaries, files, strict=True):
-                with naming(file, temporary):
-                    _place(temporary, file, overwrite)
-                placed.append(file)
-        except BaseException:
-            for file in placed if not overwrite else ():
-                file.unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def making(folder: pathlib.Path) -> Iterator[None]:
-    """Makes a folder, and those above it; they are gone again if the block fails."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for each in missing:
-            with contextlib.suppress(OSError):  # another run has files in it by now
-                each.rmdir()
-        raise
-
-
-@contextlib.contextmanager
-def naming(file: pathlib.Path, *others: pathlib.Path) -> Iterator[None]:
-    """Errors of the system that name no file, or one of the others, name this one."""
-    try:
-        yield
-    except OSError as error:
-        is_foreign = str(error.filename) not in map(str, (None, *others))
-        if error.errno is None or is_foreign:
-            raise
-        raise OSError(error.errno, error.strerror, str(file)) from None
-
-
-@contextlib.contextmanager
-def _temporary(file: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty file beside `file`, which is gone after the block."""
     if file.exists() and not file.is_file():
         raise OSError(f"{file}: is no file, and is not replaced.")
     if not file.parent.is_dir():
@@ -104,12 +52,25 @@ def _temporary(file: pathlib.Path) -> Iterator[pathlib.Path]:
         try:
             temporary.touch(exist_ok=False)
             yield temporary
+            _place(temporary, file, overwrite)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(file: pathlib.Path, *others: pathlib.Path) -> Iterator[None]:
+    """Make errors of the system name `file` instead of no file, or of the others."""
+    try:
+        yield
+    except OSError as error:
+        is_foreign = str(error.filename) not in map(str, (None, *others))
+        if error.errno is None or is_foreign:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from None
+
+
 def _place(temporary: pathlib.Path, file: pathlib.Path, overwrite: bool) -> None:
-    """Gives a temporary file its name; both names may be there afterwards."""
+    """Give a temporary file its final name; the temporary name may stay beside it."""
     if overwrite:
         os.replace(temporary, file)
         return

@@ -1,24 +1,24 @@
 """safetensors files, read and written one array at a time.
 
-The library's own functions hold a file's arrays in memory twice while they write it,
-and NumPy's reader has no 8-bit floats. The format is a JSON header with the place of
-every array; the library checks it, and the arrays are read and written here.
+The functions of the safetensors library hold all arrays in memory twice while they
+write a file, and their reader for NumPy has no 8-bit floats. A file is a JSON header
+with the place of every array, and the arrays: the library checks the header, and the
+arrays are read and written here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
-import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._files.atomic import naming
+from gradprune_jax._files.stored import Spec, StoredArray, checked_shape
 
 _DTYPES = {
     "BOOL": "bool",
@@ -41,68 +41,11 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-# More weights, or axes, than any array has; a file that says so is damaged.
-_SIZE, _AXES = 2**48, 64
 
-
-class Spec(NamedTuple):
-    """What an array will be.
-
-    Attributes:
-      shape: of the array.
-      dtype: of the array.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the array."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def checked_shape(name: str, shape: Iterable[Any]) -> tuple[int, ...]:
-    """The shape that a file says an array has.
-
-    Raises:
-      ValueError: if no array has such a shape.
-    """
-    lengths = tuple(shape)
-    if not all(type(length) is int and length >= 0 for length in lengths):
-        raise ValueError(
-            f"the shape of {name!r} is {shortened(lengths)}; it must be integers of 0 "
-            "or more"
-        )
-    # An axis of length 0 makes no other one plausible.
-    size = math.prod(max(length, 1) for length in lengths)
-    if size >= _SIZE or len(lengths) > _AXES:
-        said = shortened(lengths)
-        raise ValueError(f"the shape of {name!r} is {said}, which no array has")
-    return lengths
-
-
-def shortened(said: Any) -> str:
-    """What a file says, cut where it would fill the screen."""
-    text = str(said)
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredArray:
-    """An array that is read when it is wanted, and not before.
-
-    Attributes:
-      spec: its shape and dtype.
-      read: reads it.
-    """
-
-    spec: Spec
-    read: Callable[[], np.ndarray]
-
-
-def open_file(file: pathlib.Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
-    """The arrays of a file, none of them read yet, and its metadata.
+def open_safetensors(
+    file: pathlib.Path,
+) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """Open a file: return its arrays, none of them read yet, and its metadata.
 
     Args:
       file: the file.
@@ -144,19 +87,19 @@ def open_file(file: pathlib.Path) -> tuple[dict[str, StoredArray], dict[str, str
     return arrays, metadata
 
 
-def write(
+def write_safetensors(
     file: pathlib.Path,
     specs: Mapping[str, Spec],
     arrays: Iterable[tuple[str, np.ndarray]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes arrays as they come, each at the place that its size gives it.
+    """Write arrays to a file as they come, with one of them in memory at a time.
 
     Args:
-      file: to write, or to write over.
-      specs: the shapes and dtypes of all arrays by name.
+      file: the file; one that exists is overwritten.
+      specs: the shapes and dtypes of all arrays by name, which decide their places.
       arrays: each of them with its name, in any order.
-      metadata: what the header says besides.
+      metadata: texts to keep in the header.
 
     Raises:
       ValueError: if safetensors has no such dtype, or an array is not what its spec
@@ -176,25 +119,25 @@ def write(
         raise ValueError(f"{sorted(places)} were never given.")
 
 
-def nbytes(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> int:
-    """The bytes of the file that `write` would make."""
+def safetensors_nbytes(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> int:
+    """Return the bytes of the file that `write_safetensors` would make."""
     text, _ = _header(specs, metadata)
     return 8 + len(text) + sum(spec.nbytes for spec in specs.values())
 
 
 def entry_nbytes(name: str, spec: Spec, begin: int) -> int:
-    """The bytes that one array adds to a file: its own, and its entry's in the header.
+    """Return the bytes that one array adds to a file, with its entry in the header.
 
     Args:
       name: of the array.
       spec: its shape and dtype.
-      begin: its place, whose digits stand in the header.
+      begin: its place in the file, which the header holds in decimal digits.
     """
     return spec.nbytes + len(_dumped({name: _entry(spec, begin)})) - 1  # a comma
 
 
 def check_storable(specs: Mapping[str, Spec]) -> None:
-    """Refuses arrays of which safetensors does not hold the name or the dtype."""
+    """Raise a ValueError if safetensors cannot hold the name or dtype of an array."""
     for name, spec in specs.items():
         if any("\ud800" <= sign <= "\udfff" for sign in name):
             raise ValueError(
@@ -209,7 +152,7 @@ def check_storable(specs: Mapping[str, Spec]) -> None:
 def _header(
     specs: Mapping[str, Spec], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The header of a file, and the places of its arrays after the header."""
+    """Return the header of a file, and where each array begins after the header."""
     check_storable(specs)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     places = {}
@@ -224,7 +167,7 @@ def _header(
 
 
 def _entry(spec: Spec, begin: int) -> dict[str, Any]:
-    """What the header says of an array at a place."""
+    """Return the header's entry of an array that begins at a place."""
     return {
         "dtype": _NAMES[spec.dtype.name],
         "shape": list(spec.shape),
@@ -242,7 +185,7 @@ def _by_width(item: tuple[str, Spec]) -> tuple[int, str]:
 
 
 def _read(file: pathlib.Path, place: int, spec: Spec) -> np.ndarray:
-    """The array at a place of a file."""
+    """Read the array that begins at a place of a file."""
     array = np.empty(spec.shape, spec.dtype)
     with naming(file), file.open("rb") as stream:
         stream.seek(place)

@@ -8,8 +8,8 @@ from gradprune_jax._checks import is_traced
 from gradprune_jax._geometry import slice_shape
 from gradprune_jax._plan.leaf import LeafPlan
 from gradprune_jax._rules import Rule, last_name
-from gradprune_jax._structures import NM, Channel, Shape, by
-from gradprune_jax._tables import first_of
+from gradprune_jax._structures import NM, Channel, Shape
+from gradprune_jax._tables import by, first_of
 
 # Kernels of convolutions are rarely longer in space.
 _LONGEST_WINDOW = 11

@@ -8,8 +8,8 @@ from gradprune_jax._plan import folding as _folding
 from gradprune_jax._plan.advice import advice
 from gradprune_jax._plan.leaf import LeafPlan
 from gradprune_jax._rules import Rule
-from gradprune_jax._structures import Channel, by
-from gradprune_jax._tables import share, some_of
+from gradprune_jax._structures import Channel
+from gradprune_jax._tables import by, share, some_of, text_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +74,7 @@ class Plan:
         """
         header = ("path", "shape", "dtype", "rule", "structure", "sparsity", "kept")
         shown = _folding.fold(self.leaves) if fold else _folding.unfolded(self.leaves)
-        rows = [header, *map(_cells, shown)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-            )
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines = [text_table(header, list(map(_cells, shown)))]
         lines += [self._describe(position) for position in range(len(self.rules))]
         lines.append(self._total())
         lines += [
@@ -91,7 +83,7 @@ class Plan:
             for sentence in advice(rule, self._of_rule(position))
         ]
         lines += self._missed()
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(lines)
 
     def _describe(self, position: int) -> str:
         """Lines on a rule: how much it keeps and when."""

@@ -1,4 +1,4 @@
-"""Images to train on: the bundled ones, or a folder of IDX files, checked.
+"""Images to train on: the bundled ones, or those of a folder of IDX files.
 
 IDX is the format of MNIST and Fashion-MNIST: big-endian header, then raw bytes.
 """
@@ -53,7 +53,7 @@ class Dataset:
     test_labels: np.ndarray
 
     def limit(self, images: int) -> Dataset:
-        """The first `images` for training, and a quarter as many to test on."""
+        """Keep the first `images` for training, and a quarter as many for testing."""
         tests = max(1, images // (_TEST_EVERY - 1))
         return Dataset(
             self.train_images[:images],
@@ -64,7 +64,7 @@ class Dataset:
 
 
 def load(folder: pathlib.Path | None = None) -> Dataset:
-    """The images of a folder, or the 10,000 bundled ones split 8,000 to 2,000.
+    """Load the images of a folder, or the 10,000 bundled ones split 8,000 to 2,000.
 
     Args:
       folder: a folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`,
@@ -91,7 +91,7 @@ def load(folder: pathlib.Path | None = None) -> Dataset:
 
 
 def _read_part(folder: Traversable, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images, with a channel axis, and the labels of one part of a set."""
+    """Read the images, with a channel axis, and the labels of one part of a set."""
     images_file = _find(folder, f"{part}-images-idx3-ubyte")
     labels_file = _find(folder, f"{part}-labels-idx1-ubyte")
     images = _read_idx(images_file, axes=3)
@@ -116,7 +116,7 @@ def _read_part(folder: Traversable, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find(folder: Traversable, name: str) -> Traversable:
-    """The file of that name, compressed or not."""
+    """Find the file of a name, compressed or not."""
     for candidate in (folder.joinpath(name), folder.joinpath(f"{name}.gz")):
         if candidate.is_file():
             return candidate
@@ -127,7 +127,7 @@ def _find(folder: Traversable, name: str) -> Traversable:
 
 
 def _read_idx(file: Traversable, axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file, its header checked against its contents."""
+    """Read the uint8 array of an IDX file, if its header fits its contents."""
     content = file.read_bytes()
     if content[:2] == b"\x1f\x8b":  # by content: a `.gz` may have been unpacked
         try:

@@ -32,7 +32,7 @@ _TILE_GAP = 4  # pixels between the image positions of the mask
 
 
 def draw(dense: Run, pruned: Run, summary: dict[str, Any]) -> Figure:
-    """Draws both runs.
+    """Draw both runs.
 
     Args:
       dense: the run without pruning.
@@ -40,7 +40,7 @@ def draw(dense: Run, pruned: Run, summary: dict[str, Any]) -> Figure:
       summary: what `results.summarise` returned for them.
 
     Returns:
-      A figure for `figure.savefig`, tied to no window and no global state.
+      A figure for `figure.savefig`, which belongs to no window.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -94,7 +94,7 @@ def draw(dense: Run, pruned: Run, summary: dict[str, Any]) -> Figure:
 
 
 def _draw_curves(axes: Axes, dense: Run, pruned: Run) -> None:
-    """Accuracy of both runs, and the sparsity on an axis of its own."""
+    """Draw the accuracy of both runs, and the sparsity on an axis of its own."""
     _style(axes, "Accuracy and sparsity during training")
     behind = axes.twinx()
     behind.spines[:].set_visible(False)
@@ -140,7 +140,7 @@ def _draw_curves(axes: Axes, dense: Run, pruned: Run) -> None:
 
 
 def _draw_layers(axes: Axes, summary: dict[str, Any]) -> None:
-    """The sparsity of each parameter, as bars."""
+    """Draw the sparsity of each parameter, as bars."""
     _style(axes, "Sparsity of each parameter")
     parameters = summary["parameters"]
     sparsities = [100 * (1 - row["nonzero"] / row["weights"]) for row in parameters]
@@ -167,7 +167,7 @@ def _draw_layers(axes: Axes, summary: dict[str, Any]) -> None:
 
 
 def _draw_mask(axes: Axes, image: np.ndarray, summary: dict[str, Any]) -> None:
-    """The mask, one tile for each image position that the layer sees."""
+    """Draw the mask, one tile for each image position that the layer sees."""
     kernel = next(
         row for row in summary["parameters"] if row["path"] == FIRST_DENSE_KERNEL
     )
@@ -197,7 +197,7 @@ def _draw_mask(axes: Axes, image: np.ndarray, summary: dict[str, Any]) -> None:
 
 
 def _tiles(mask: np.ndarray) -> np.ndarray:
-    """The mask of the first dense kernel as an RGB image, one tile a position.
+    """Make an RGB image of the first dense kernel's mask, one tile for a position.
 
     Args:
       mask: bool of shape (rows * columns * channels, units).
@@ -230,7 +230,7 @@ def _tiles(mask: np.ndarray) -> np.ndarray:
 
 
 def _style(axes: Axes, title: str) -> None:
-    """The common looks of the two upper panels."""
+    """Set what the two upper panels have in common."""
     axes.set_title(
         title, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=10
     )

@@ -1,4 +1,4 @@
-"""A training step in each Flax API. Nothing in it knows of pruning.
+"""A training step in each Flax API, in which nothing knows of pruning.
 
 Pruning is a link of the optimizer `tx`; the code here is the code of dense training.
 """
@@ -43,12 +43,12 @@ class LinenLearner:
         return self._state.opt_state
 
     def step(self, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """One optimizer update; returns the loss before it, a float32 scalar."""
+        """Do one optimizer update, and return the loss before it, a float32 scalar."""
         self._state, loss = _linen_step(self._state, images, labels)
         return loss
 
     def correct(self, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """The number of images classified correctly, an int32 scalar."""
+        """Return the number of images classified correctly, an int32 scalar."""
         return _linen_correct(self._state.params, images, labels)
 
 
@@ -70,11 +70,11 @@ class NnxLearner:
         return self._optimizer.opt_state
 
     def step(self, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """One optimizer update; returns the loss before it, a float32 scalar."""
+        """Do one optimizer update, and return the loss before it, a float32 scalar."""
         return _nnx_step(self._network, self._optimizer, images, labels)
 
     def correct(self, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """The number of images classified correctly, an int32 scalar."""
+        """Return the number of images classified correctly, an int32 scalar."""
         return _nnx_correct(self._network, images, labels)
 
 
@@ -82,7 +82,7 @@ Learner = LinenLearner | NnxLearner
 
 
 def create(api: Api, tx: optax.GradientTransformation, seed: int) -> Learner:
-    """A freshly initialised learner; the same seed gives the same parameters."""
+    """Make a new learner; the same seed gives the same parameters."""
     return NnxLearner(tx, seed) if api == "nnx" else LinenLearner(tx, seed)
 
 
@@ -90,7 +90,7 @@ def create(api: Api, tx: optax.GradientTransformation, seed: int) -> Learner:
 def _linen_step(
     state: TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """One update of a `TrainState`, whose old arrays are given up."""
+    """Update a `TrainState`, whose old arrays are donated."""
 
     def loss_fn(params: Any) -> jax.Array:
         return _loss(state.apply_fn({"params": params}, images), labels)
@@ -101,7 +101,7 @@ def _linen_step(
 
 @jax.jit
 def _linen_correct(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """The number of correct answers with these parameters."""
+    """Count the correct answers with these parameters."""
     logits: Any = _LINEN_NETWORK.apply({"params": params}, images)
     return _correct(logits, labels)
 
@@ -113,7 +113,7 @@ def _nnx_step(
     images: jax.Array,
     labels: jax.Array,
 ) -> jax.Array:
-    """One update of a network and its optimizer, whose old arrays are given up."""
+    """Update a network and its optimizer, whose old arrays are donated."""
 
     def loss_fn(network: NnxNetwork) -> jax.Array:
         return _loss(network(images), labels)
@@ -127,12 +127,12 @@ def _nnx_step(
 def _nnx_correct(
     network: NnxNetwork, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """The number of correct answers of a network."""
+    """Count the correct answers of a network."""
     return _correct(network(images), labels)
 
 
 def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean cross-entropy."""
+    """Return the mean cross-entropy."""
     return jnp.mean(
         optax.softmax_cross_entropy_with_integer_labels(logits, labels),
         dtype=jnp.float32,
@@ -140,5 +140,5 @@ def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How often the largest logit is that of the label."""
+    """Count how often the largest logit is that of the label."""
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)

@@ -25,7 +25,7 @@ class LinenNetwork(linen.Module):
 
     @linen.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits, float32 (n, 10), of uint8 images (n, 28, 28, 1)."""
+        """Return logits, float32 (n, 10), of uint8 images (n, 28, 28, 1)."""
         x = _scale(images)
         x = linen.Conv(CHANNELS[0], (5, 5), strides=2, name="conv1")(x)
         x = linen.Conv(CHANNELS[1], (3, 3), name="conv2")(linen.relu(x))
@@ -45,7 +45,7 @@ class NnxNetwork(nnx.Module):
         self.dense2 = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits, float32 (n, 10), of uint8 images (n, 28, 28, 1)."""
+        """Return logits, float32 (n, 10), of uint8 images (n, 28, 28, 1)."""
         x = nnx.relu(self.conv1(_scale(images)))
         x = nnx.relu(self.conv2(x))
         x = _max_pool(x).reshape(len(x), -1)
@@ -53,12 +53,12 @@ class NnxNetwork(nnx.Module):
 
 
 def _scale(images: jax.Array) -> jax.Array:
-    """Pixels as float32 in [0, 1]."""
+    """Scale pixels to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    """The maximum of each 2x2 window of (n, h, w, c), h and w even.
+    """Take the maximum of each 2x2 window of (n, h, w, c), h and w even.
 
     The gradient of `max_pool` is a scatter, which halves the speed of the whole
     training step on CPU; that of a maximum over axes is not.

@@ -1,15 +1,14 @@
-"""What the two trainings measured, as one object for a machine to read."""
+"""Results: what the two trainings measured, as a dictionary for a machine to read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+import optax
 
 import gradprune_jax as gp
-from gradprune_jax import _tree
-from gradprune_jax._pairing import pair_with_masks
-from gradprune_jax._state import is_dense
 
 if TYPE_CHECKING:
     from gradprune_jax.demo.training import Run, Training
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 def summarise(
     training: Training, schedule: gp.SparsitySchedule, dense: Run, pruned: Run
 ) -> dict[str, Any]:
-    """Everything that was measured, in plain Python numbers, ready for JSON.
+    """Measure both runs, in plain Python numbers, ready for JSON.
 
     Args:
       training: what both runs shared.
@@ -34,10 +33,13 @@ def summarise(
       ValueError: if a pruned weight is not zero or a weight is not finite.
     """
     gp.check_pruned(pruned.params, pruned.opt_state)
-    masks = gp.get_masks(pruned.opt_state)
+    plan = gp.plan(schedule, pruned.params)
+    masks = jax.tree.leaves(gp.get_masks(pruned.opt_state), is_leaf=_is_dense)
     parameters = [
-        _describe(name, np.asarray(leaf), mask)
-        for name, leaf, mask in pair_with_masks(pruned.params, masks)
+        _describe(planned.path, np.asarray(leaf), mask)
+        for planned, leaf, mask in zip(
+            plan.leaves, jax.tree.leaves(pruned.params), masks, strict=True
+        )
     ]
     return {
         "training": {
@@ -56,8 +58,8 @@ def summarise(
             "every": schedule.every,
             "mask_updates": len(schedule.update_steps),
         },
-        "dense": _describe_run(dense, masks),
-        "pruned": _describe_run(pruned, masks),
+        "dense": _describe_run(dense, plan),
+        "pruned": _describe_run(pruned, plan),
         "parameters": parameters,
         "pruned_weights": sum(parameter["pruned"] for parameter in parameters),
         "pruned_weights_not_zero": sum(
@@ -67,7 +69,7 @@ def summarise(
 
 
 def curves(dense: Run, pruned: Run) -> dict[str, Any]:
-    """The curves of both runs: too long to print, worth keeping in a file."""
+    """Return the curves of both runs: too long to print, worth keeping in a file."""
     return {
         "evaluated_at": list(dense.evaluated_at),
         "dense_accuracy": list(dense.accuracies),
@@ -79,33 +81,43 @@ def curves(dense: Run, pruned: Run) -> dict[str, Any]:
 
 
 def mask_of(run: Run, path: str) -> np.ndarray:
-    """The mask of one parameter of the pruned run, bool of the parameter's shape."""
-    masks = _tree.named_leaves(gp.get_masks(run.opt_state), is_dense)
-    return np.asarray(next(leaf.value for leaf in masks if leaf.name == path))
+    """Return the mask of one parameter of the pruned run, bool of its shape."""
+    masks = jax.tree_util.tree_leaves_with_path(gp.get_masks(run.opt_state))
+    named = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): mask
+        for keys, mask in masks
+    }
+    return np.asarray(named[path])
 
 
-def _describe_run(run: Run, masks: Any) -> dict[str, Any]:
-    """The outcome of one run; `masks` tell which of its parameters can be pruned."""
-    leaves = [
-        (np.asarray(leaf), is_dense(mask))
-        for _, leaf, mask in pair_with_masks(run.params, masks)
+def _is_dense(mask: Any) -> bool:
+    """Whether a mask stands for a parameter that is not pruned."""
+    return isinstance(mask, optax.MaskedNode)
+
+
+def _describe_run(run: Run, plan: gp.Plan) -> dict[str, Any]:
+    """Describe the outcome of one run, with the parameters that a plan prunes."""
+    leaves = list(map(np.asarray, jax.tree.leaves(run.params)))
+    prunable = [
+        leaf
+        for planned, leaf in zip(plan.leaves, leaves, strict=True)
+        if planned.rule is not None
     ]
-    prunable = [leaf for leaf, has_no_mask in leaves if not has_no_mask]
     return {
         "accuracy": run.accuracies[-1],
         "correct": run.correct[-1],
         "final_loss": float(run.losses[-1]),
         "prunable": sum(leaf.size for leaf in prunable),
         "prunable_nonzero": sum(int(np.count_nonzero(leaf)) for leaf in prunable),
-        "parameters": sum(leaf.size for leaf, _ in leaves),
-        "parameters_nonzero": sum(int(np.count_nonzero(leaf)) for leaf, _ in leaves),
+        "parameters": sum(leaf.size for leaf in leaves),
+        "parameters_nonzero": sum(int(np.count_nonzero(leaf)) for leaf in leaves),
         "seconds": round(run.seconds, 1),
     }
 
 
 def _describe(name: str, leaf: np.ndarray, mask: Any) -> dict[str, Any]:
-    """One parameter of the pruned network, with the promise checked bit for bit."""
-    pruned = np.zeros(leaf.shape, bool) if is_dense(mask) else ~np.asarray(mask)
+    """Describe one parameter of the pruned network, and count what is not +0.0."""
+    pruned = np.zeros(leaf.shape, bool) if _is_dense(mask) else ~np.asarray(mask)
     # A weight of -0.0 compares equal to zero, and is not what is promised.
     is_zero = (leaf == 0) & ~np.signbit(leaf)
     return {
@@ -113,7 +125,7 @@ def _describe(name: str, leaf: np.ndarray, mask: Any) -> dict[str, Any]:
         "shape": list(leaf.shape),
         "weights": leaf.size,
         "nonzero": int(np.count_nonzero(leaf)),
-        "masked": not is_dense(mask),
+        "masked": not _is_dense(mask),
         "pruned": int(pruned.sum()),
         "pruned_not_zero": int((pruned & ~is_zero).sum()),
     }

@@ -31,7 +31,7 @@ _metrics = jax.jit(gp.metrics)
 
 
 class Progress(NamedTuple):
-    """Where a training stands.
+    """How far a training is, and how well it goes.
 
     Attributes:
       step: the number of updates done.
@@ -94,16 +94,16 @@ class Training:
 
     @property
     def batch_size(self) -> int:
-        """Images a step."""
+        """The number of images in a step."""
         return min(_BATCH_SIZE, len(self.dataset.train_images))
 
     @property
     def steps(self) -> int:
-        """Optimizer updates in all; an incomplete batch is left out of its epoch."""
+        """The number of optimizer updates; an incomplete batch is left out."""
         return self.epochs * (len(self.dataset.train_images) // self.batch_size)
 
     def batches(self) -> Iterator[np.ndarray]:
-        """The indices of each batch's images, freshly shuffled in each epoch."""
+        """Yield the indices of each batch's images, shuffled anew in each epoch."""
         generator = np.random.default_rng(self.seed)
         images = len(self.dataset.train_images)
         for _ in range(self.epochs):
@@ -112,7 +112,7 @@ class Training:
             yield from order[:usable].reshape(-1, self.batch_size)
 
     def schedule(self, sparsity: float) -> gp.SparsitySchedule:
-        """Pruning in the middle half of training, in about forty mask updates.
+        """Make a schedule that prunes in the middle half of training, in some 40 steps.
 
         It starts when the network has learned something worth ranking, and ends while
         the learning rate still lets the remaining weights recover.
@@ -126,14 +126,14 @@ class Training:
         )
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW under a cosine decay: the whole optimizer of the dense network."""
+        """Make the optimizer of the dense network: AdamW under a cosine decay."""
         learning_rate = optax.cosine_decay_schedule(_LEARNING_RATE, self.steps)
         return optax.adamw(learning_rate, weight_decay=_WEIGHT_DECAY)
 
     def pruning_optimizer(
         self, schedule: gp.SparsitySchedule
     ) -> optax.GradientTransformation:
-        """The same optimizer with one more link."""
+        """Make the optimizer of the pruned network: the same one with one more link."""
         return optax.chain(self.optimizer(), gp.gradual_prune(schedule))
 
 
@@ -144,7 +144,7 @@ def train(
     prunes: bool,
     report: Callable[[Progress], None],
 ) -> Run:
-    """Trains a learner and records how it went.
+    """Train a learner, and record how it went.
 
     Args:
       training: the data, its order, and the number of steps.
@@ -195,7 +195,7 @@ def train(
 
 
 def _evaluate(learner: Learner, data: Dataset) -> int:
-    """The number of test images that the learner classifies correctly."""
+    """Count the test images that the learner classifies correctly."""
     starts = range(0, len(data.test_labels), _EVALUATION_BATCH)
     parts = [slice(start, start + _EVALUATION_BATCH) for start in starts]
     counts = [

@@ -1,4 +1,7 @@
-"""One sparse array as its non-zeros and a bit for every element: sparse-bitmask."""
+"""One sparse array as its non-zeros and a bit for every element.
+
+The layout is the one that the compressed-tensors library called `sparse-bitmask`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradprune_jax._files.safetensors import Spec
+from gradprune_jax._files import Spec
 
 
 class Bitmask(NamedTuple):
-    """The layout that compressed-tensors calls `sparse-bitmask`.
+    """The four arrays that stand for a sparse one, in the layout `sparse-bitmask`.
 
-    A row is the last axis. What is stored as a non-zero has a bit that is not zero:
-    -0.0 and denormals too, so that every array comes back to the last bit.
+    A row is the last axis. Everything but +0.0 is stored as a non-zero, -0.0 too, so
+    that every array comes back to the last bit.
 
     Attributes:
       compressed: the non-zeros in C order, of shape (non-zeros,).
@@ -28,14 +31,9 @@ class Bitmask(NamedTuple):
     shape: np.ndarray
     row_offsets: np.ndarray
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all four arrays."""
-        return sum(array.nbytes for array in self)
-
 
 def compress(array: np.ndarray) -> Bitmask:
-    """The bit-mask layout of an array with one axis or more.
+    """Pack an array of one axis or more into its non-zeros and a bit mask.
 
     Examples:
       >>> packed = compress(np.array([[0.0, 3.0, 0.0], [0.0, 1.0, 2.0]]))
@@ -55,7 +53,7 @@ def compress(array: np.ndarray) -> Bitmask:
 
 
 def decompress(packed: Bitmask) -> np.ndarray:
-    """The array of a bit-mask layout.
+    """Unpack an array from its non-zeros and its bit mask.
 
     Args:
       packed: as `compress` makes it, or as it was read from a file.
@@ -85,11 +83,11 @@ def decompress(packed: Bitmask) -> np.ndarray:
 
 
 def checked_shape(stored: np.ndarray, bitmask: Spec | np.ndarray) -> tuple[int, ...]:
-    """The shape as a tuple.
+    """Return the shape that a file holds, as a tuple, if it is that of the bit mask.
 
     Args:
       stored: the shape as a file holds it.
-      bitmask: the bits that belong to it, or what they will be.
+      bitmask: the bit mask, or its shape and dtype.
 
     Raises:
       ValueError: if it can be no array's, or not that of these bits.
@@ -108,14 +106,19 @@ def checked_shape(stored: np.ndarray, bitmask: Spec | np.ndarray) -> tuple[int, 
     return shape
 
 
-def compressed_nbytes(shape: tuple[int, ...], nonzero: int, itemsize: int) -> int:
-    """The bytes of the layout, without making it."""
-    rows = int(np.prod(shape[:-1], dtype=object))
-    return nonzero * itemsize + rows * (-(-shape[-1] // 8) + 8) + 8 * len(shape)
+def part_specs(spec: Spec, nonzero: int) -> dict[str, Spec]:
+    """Return the shapes and dtypes of a sparse array's parts, without making them."""
+    *rows, columns = spec.shape
+    return {
+        "compressed": Spec((nonzero,), spec.dtype),
+        "bitmask": Spec((*rows, -(-columns // 8)), np.dtype(np.uint8)),
+        "shape": Spec((len(spec.shape),), np.dtype(np.int64)),
+        "row_offsets": Spec(tuple(rows), np.dtype(np.int64)),
+    }
 
 
 def nonzero_bits(array: np.ndarray) -> np.ndarray:
-    """Where an array has any bit that is not zero; bool of its shape."""
+    """Return where an array is not +0.0, bit for bit; bool of its shape."""
     if array.dtype.itemsize > 8:
         return array != 0
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}") != 0

@@ -1,4 +1,4 @@
-"""Parameters with sparse kernels as arrays of `jax.experimental.sparse`."""
+"""Sparse kernels as arrays of `jax.experimental.sparse`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradprune_jax._rules import is_weight
 
 
 def to_bcoo(params: Any, *, max_density: float = 0.5) -> Any:
-    """Parameters with sparse kernels as `BCOO`: non-zeros and their indices.
+    """Convert sparse kernels to `BCOO` arrays: non-zeros and their indices.
 
     For `kernel @ x` and its like, outside Flax modules, whose layers want arrays. A
     sparse product is faster than a dense one only at densities of a few per cent, and
@@ -45,7 +45,7 @@ def to_bcoo(params: Any, *, max_density: float = 0.5) -> Any:
 
 
 def to_bcsr(params: Any, *, max_density: float = 0.5) -> Any:
-    """Parameters with sparse matrices as `BCSR`: compressed sparse rows.
+    """Convert sparse matrices to `BCSR` arrays: compressed sparse rows.
 
     Args:
       params: parameters, plain or boxed; not traced.
@@ -71,7 +71,7 @@ def _map_sparse(
     max_density: float,
     most_axes: int | None,
 ) -> Any:
-    """The tree with `convert(array)` in place of sparse weights."""
+    """Put `convert(array)` in the place of every sparse weight of a tree."""
     check_fraction("max_density", max_density)
     leaves = []
     for leaf in _tree.named_leaves(params):
@@ -92,7 +92,7 @@ def _map_sparse(
 
 
 def _bcoo(array: np.ndarray) -> sparse.BCOO:
-    """The non-zeros found by NumPy: XLA takes the smallest numbers for zeros."""
+    """Convert one array; NumPy finds the non-zeros, for XLA rounds denormals to 0."""
     places = np.nonzero(array)
     return sparse.BCOO(
         (jnp.asarray(array[places]), jnp.asarray(np.stack(places, -1), jnp.int32)),

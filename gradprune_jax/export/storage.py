@@ -1,25 +1,26 @@
-"""Storage report: the bytes that parameters take in every layout."""
+"""Storage report: the bytes of parameters in every layout."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
+from gradprune_jax._files import Spec
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._structures import NM
+from gradprune_jax._tables import by, printable, text_table
 from gradprune_jax.export import bitmask as _bitmask
-from gradprune_jax.report.table import printable
 
 LAYOUTS = ("dense", "bitmask", "csr", "coo", "nm")
 
-# Of a column's or an axis's index, as in SciPy, cuSPARSE and jax.experimental.sparse.
+# The bytes of an index, as in SciPy, cuSPARSE and jax.experimental.sparse.
 _INDEX = 4
 
 
@@ -32,7 +33,10 @@ class LeafStorage:
       shape: of the array.
       dtype: of the array.
       size: the number of weights.
-      nonzero: those that are not zero.
+      nonzero: those that sparse layouts store: all that are not +0.0.
+      negative_zeros: how many of these are -0.0, as `weight * mask` leaves them.
+      in_pattern: the fraction of groups of the report's N:M that have no more than N
+        weights that are not zero; None where groups do not fit the shape.
       nbytes: by layout; None where a layout does not fit.
     """
 
@@ -41,10 +45,12 @@ class LeafStorage:
     dtype: np.dtype
     size: int
     nonzero: int
+    negative_zeros: int
+    in_pattern: float | None
     nbytes: dict[str, int | None]
 
     def smallest(self, layout: str) -> int:
-        """The bytes in a layout, or dense where that is smaller or the only one."""
+        """Return the bytes in a layout, or dense where the layout is no smaller."""
         dense = self.nbytes["dense"] or 0
         nbytes = self.nbytes[layout]
         return dense if nbytes is None else min(nbytes, dense)
@@ -57,9 +63,9 @@ class StorageReport:
     Attributes:
       leaves: the parameters, in the order of the tree.
       pattern: the N:M of the layout "nm".
-      gzip: the bytes that zlib makes of all dense arrays one after the other; None if
-        it was not asked for.
-      zstd: those that Zstandard makes of them.
+      gzip: the bytes of all dense arrays when zlib compresses them one after the other;
+        None if it was not asked for.
+      zstd: their bytes when Zstandard does.
     """
 
     leaves: tuple[LeafStorage, ...]
@@ -78,19 +84,10 @@ class StorageReport:
     def __str__(self) -> str:
         pattern = f"{self.pattern.keep}:{self.pattern.of}"
         header = ("path", "shape", "dtype", "non-zero", *LAYOUTS[:-1], pattern)
-        rows = [header, *(_row(leaf) for leaf in self.leaves)]
         nonzero = sum(leaf.nonzero for leaf in self.leaves)
         totals = (f"{nbytes:,}" for nbytes in self.total.values())
-        rows.append(("total", "", "", f"{nonzero:,}", *totals))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 3 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
+        rows = [*map(_row, self.leaves), ("total", "", "", f"{nonzero:,}", *totals)]
+        lines = [text_table(header, rows, left=3)]
         packed = {"gzip": self.gzip, "zstd": self.zstd}
         said = [f"{name} {size:,}" for name, size in packed.items() if size is not None]
         if said:
@@ -101,7 +98,7 @@ class StorageReport:
 def storage_report(
     params: Any, *, pattern: NM | None = None, compress: bool = True
 ) -> StorageReport:
-    r"""The bytes that parameters take: dense, sparse in several layouts, compressed.
+    r"""Measure the bytes of parameters: dense, in sparse layouts, and compressed.
 
     Of n weights of b bytes, with z non-zeros in r rows of c columns (all axes but the
     last are rows):
@@ -114,12 +111,14 @@ def storage_report(
     - N:M packed: $n b N / M$ and $\lceil \log_2 M \rceil$ bits for each
       value kept, of leaves that have no more than N non-zeros in any group.
 
+    Leaves are brought to the host one at a time.
+
     Args:
       params: parameters, plain or boxed; not traced. Leaves that are not floating do
-        not count.
+        not count. What `open_sparse` returns is read as it is needed.
       pattern: the N:M whose packed size is wanted; `NM(2, 4)` if None.
-      compress: whether to find what zlib (level 6) and Zstandard (level 3) make of the
-        dense arrays, which takes half a minute a gigabyte.
+      compress: whether to compress the dense arrays with zlib (level 6) and Zstandard
+        (level 3), which takes half a minute a gigabyte.
 
     Returns:
       The report, with bytes for each parameter and in total.
@@ -141,17 +140,11 @@ def storage_report(
       Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
       2017, section 5.
     """
-    return measure(_on_host(params), pattern or NM(2, 4), compress)
-
-
-def measure(
-    arrays: Iterable[tuple[str, np.ndarray]], pattern: NM, compress: bool
-) -> StorageReport:
-    """The report on named arrays, which are seen once and one at a time."""
+    pattern = pattern or NM(2, 4)
     sizes = _CompressedSizes() if compress else None
     leaves = []
-    for name, array in arrays:
-        leaves.append(_measure_leaf(name, array, pattern))
+    for name, array in _on_host(params):
+        leaves.append(_measure(name, array, pattern))
         if sizes is not None:
             sizes.add(array)
     gzip, zstd = (None, None) if sizes is None else sizes.finish()
@@ -159,7 +152,7 @@ def measure(
 
 
 def _on_host(params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The floating leaves of a tree by name."""
+    """Yield the floating leaves of a tree by name, one in memory at a time."""
     for leaf in _tree.named_leaves(params):
         if is_countable(leaf.value) and leaf.value.dtype != bool:
             if is_traced(leaf.value):
@@ -170,45 +163,61 @@ def _on_host(params: Any) -> Iterator[tuple[str, np.ndarray]]:
             yield leaf.name, np.asarray(leaf.value)
 
 
-def _measure_leaf(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
-    """The bytes of one array."""
-    nonzero = int(np.count_nonzero(_bitmask.nonzero_bits(array)))
-    shape = array.shape or (1,)
-    rows = math.prod(shape[:-1])
+def _measure(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
+    """Measure one array."""
+    live, stored = array != 0, _bitmask.nonzero_bits(array)
+    nonzero = int(np.count_nonzero(stored))
+    spec = Spec(array.shape or (1,), array.dtype)
+    parts = _bitmask.part_specs(spec, nonzero)
+    rows = math.prod(spec.shape[:-1])
     values = nonzero * array.itemsize
+    negative_zeros = nonzero - int(np.count_nonzero(live))
+    in_groups = _count_in_groups(stored, pattern)
+    live_in_groups = _count_in_groups(live, pattern) if negative_zeros else in_groups
     return LeafStorage(
         path=name,
         shape=array.shape,
         dtype=array.dtype,
         size=array.size,
         nonzero=nonzero,
+        negative_zeros=negative_zeros,
+        in_pattern=(
+            None
+            if live_in_groups is None
+            else float((live_in_groups <= pattern.keep).mean())
+        ),
         nbytes={
             "dense": array.nbytes,
-            "bitmask": _bitmask.compressed_nbytes(shape, nonzero, array.itemsize),
+            "bitmask": sum(part.nbytes for part in parts.values()),
             "csr": values + nonzero * _INDEX + (rows + 1) * _INDEX,
-            "coo": values + nonzero * _INDEX * len(shape),
-            "nm": _packed(array, pattern),
+            "coo": values + nonzero * _INDEX * len(spec.shape),
+            "nm": _packed_nbytes(in_groups, array.itemsize, pattern),
         },
     )
 
 
-def _packed(array: np.ndarray, pattern: NM) -> int | None:
-    """The bytes of an array packed as N:M, or None if it has too many non-zeros."""
-    if not -array.ndim <= pattern.axis < array.ndim or array.ndim < 2:
+def _count_in_groups(mask: np.ndarray, pattern: NM) -> np.ndarray | None:
+    """Count what is True in each group of M; None if groups do not fit the shape."""
+    ndim, axis = mask.ndim, pattern.axis
+    if ndim < 2 or not -ndim <= axis < ndim or not mask.size:
         return None
-    length = array.shape[pattern.axis]
-    if not array.size or length % pattern.of:
+    if mask.shape[axis] % pattern.of:
         return None
-    mask = np.moveaxis(_bitmask.nonzero_bits(array), pattern.axis, -1)
-    groups = mask.reshape(-1, pattern.of).sum(axis=-1)
-    if groups.max() > pattern.keep:
+    return np.moveaxis(mask, axis, -1).reshape(-1, pattern.of).sum(axis=-1)
+
+
+def _packed_nbytes(
+    in_groups: np.ndarray | None, itemsize: int, pattern: NM
+) -> int | None:
+    """Return the bytes of N values a group and their places; None if one has more."""
+    if in_groups is None or in_groups.max() > pattern.keep:
         return None
-    kept = groups.size * pattern.keep
-    return kept * array.itemsize + -(-kept * (pattern.of - 1).bit_length() // 8)
+    kept = in_groups.size * pattern.keep
+    return kept * itemsize + -(-kept * (pattern.of - 1).bit_length() // 8)
 
 
 class _CompressedSizes:
-    """What zlib and Zstandard make of arrays one after the other."""
+    """Compresses arrays one after the other with zlib and Zstandard, for the size."""
 
     def __init__(self) -> None:
         try:
@@ -223,7 +232,7 @@ class _CompressedSizes:
         self._sizes = (0, 0)
 
     def add(self, array: np.ndarray) -> None:
-        """Compresses one more array."""
+        """Compress one more array."""
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         gzip, zstd = self._sizes
         self._sizes = (
@@ -232,13 +241,13 @@ class _CompressedSizes:
         )
 
     def finish(self) -> tuple[int, int]:
-        """The sizes of all arrays together."""
+        """Return the compressed sizes of all arrays together."""
         gzip, zstd = self._sizes
         return gzip + len(self._gzip.flush()), zstd + len(self._zstd.flush())
 
 
 def _row(leaf: LeafStorage) -> tuple[str, ...]:
-    """The cells of a parameter in the printed table."""
-    shape = "x".join(map(str, leaf.shape)) or "scalar"
+    """Return the printed cells of a parameter."""
     sizes = ("" if size is None else f"{size:,}" for size in leaf.nbytes.values())
-    return (printable(leaf.path), shape, str(leaf.dtype), f"{leaf.nonzero:,}", *sizes)
+    name, shape = printable(leaf.path), by(leaf.shape)
+    return (name, shape, str(leaf.dtype), f"{leaf.nonzero:,}", *sizes)

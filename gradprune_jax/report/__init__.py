@@ -1,11 +1,21 @@
 """Reports on a pruned model, for people: tables and pictures.
 
+- `tabulate` is a table of parameters or masks, drawn by rich.
+- `plot_schedule` shows what will happen: sparsity over the steps of a training.
+- `plot_sparsity` and `plot_masks` show what did: the zeros of each parameter, and
+  where they are.
+- `plot_sensitivity` and `plot_tradeoff` help to choose: the loss as one parameter is
+  pruned, and a metric against the number of weights that are left.
+
+Every `plot_*` returns a figure of matplotlib for `figure.savefig`, which belongs to no
+window and to no global state; in a notebook it shows itself.
+
 Needs the extra `report`: `pip install "gradprune_jax[report]"`.
 """
 
+from gradprune_jax.report.curves import plot_schedule as plot_schedule
+from gradprune_jax.report.curves import plot_sensitivity as plot_sensitivity
+from gradprune_jax.report.curves import plot_tradeoff as plot_tradeoff
 from gradprune_jax.report.mask_images import plot_masks as plot_masks
-from gradprune_jax.report.plots import plot_schedule as plot_schedule
-from gradprune_jax.report.plots import plot_sensitivity as plot_sensitivity
-from gradprune_jax.report.plots import plot_sparsity as plot_sparsity
-from gradprune_jax.report.plots import plot_tradeoff as plot_tradeoff
+from gradprune_jax.report.sparsity_plot import plot_sparsity as plot_sparsity
 from gradprune_jax.report.table import tabulate as tabulate

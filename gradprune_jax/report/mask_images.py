@@ -9,9 +9,9 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._inspection import is_countable
-from gradprune_jax._masks import get_masks
-from gradprune_jax.report.plots import new_figure, plain
-from gradprune_jax.report.table import has_state
+from gradprune_jax._tables import by
+from gradprune_jax.report.figures import new_figure, plain
+from gradprune_jax.report.table import masks_of_state
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,14 +22,14 @@ _MOST_IMAGES = 12
 
 
 def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
-    """Draws masks as images: black where a weight is pruned, white where it is kept.
+    """Draw masks as images: black where a weight is pruned, white where it is kept.
 
     A leaf is a matrix of its last axis against all others. More than 256 rows or
     columns are drawn as densities of equal blocks.
 
     Args:
-      tree: masks, an optimizer's state, or parameters, of which non-zeros are kept;
-        plain or boxed. Leaves of one axis are left out.
+      tree: masks, an optimizer's state, or parameters, whose non-zeros are drawn as
+        kept; plain or boxed. Leaves of one axis are left out.
       title: a line above the picture.
 
     Returns:
@@ -44,11 +44,9 @@ def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
       >>> [axes.get_title() for axes in figure.axes]
       ['kernel (4x4), 75.0 %']
     """
-    if has_state(tree):
-        tree = get_masks(tree)
     leaves = [
         leaf
-        for leaf in _tree.named_leaves(tree)
+        for leaf in _tree.named_leaves(masks_of_state(tree))
         if is_countable(leaf.value) and np.ndim(leaf.value) >= 2 and np.size(leaf.value)
     ]
     if not leaves:
@@ -63,13 +61,13 @@ def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
         axes.remove()
     for axes, leaf in zip(grid, drawn, strict=False):
         mask = np.asarray(leaf.value) != 0
-        shape = "x".join(map(str, mask.shape))
         matrix = mask.reshape(-1, mask.shape[-1])
         image = _densities(_densities(matrix.astype(np.float32)).T).T
         axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         pruned = 100 * (1 - mask.mean())
         axes.set_title(
-            f"{plain(leaf.name)} ({shape}), {pruned:.1f} %", fontsize="x-small"
+            f"{plain(leaf.name)} ({by(mask.shape)}), {pruned:.1f} %",
+            fontsize="x-small",
         )
         axes.set_xticks([])
         axes.set_yticks([])
@@ -79,7 +77,7 @@ def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
 
 
 def _densities(matrix: np.ndarray) -> np.ndarray:
-    """The means of equal blocks of rows, so many that there are at most 256."""
+    """Average rows in equal blocks, so that at most 256 are left."""
     length = math.ceil(len(matrix) / _MOST_PIXELS)
     starts = np.arange(0, len(matrix), length)
     counts = np.diff([*starts, len(matrix)])

@@ -1,4 +1,4 @@
-"""`gradprune demo`: trains one network twice, and shows what pruning did to it."""
+"""`gradprune demo`: train one network twice, and show what pruning did to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import gradprune_jax as gp
 from gradprune_jax import report
 from gradprune_jax._cli import options
 from gradprune_jax._cli.files import check_free
-from gradprune_jax._files.atomic import replacing
+from gradprune_jax._files import replacing
 from gradprune_jax.demo import data, figure, learners, results, training
 
 _PICTURE = "demo.png"
@@ -137,7 +137,7 @@ def _train_both(
     schedule: gp.SparsitySchedule,
     console: Console,
 ) -> tuple[training.Run, training.Run]:
-    """Trains the dense and the pruned network under one progress display."""
+    """Train the dense and the pruned network under one progress display."""
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None),
@@ -165,7 +165,7 @@ def _train_both(
 
 
 def _status(now: training.Progress) -> str:
-    """What the progress bar says about a training, within 80 columns."""
+    """Format where a training stands for its progress bar, within 80 columns."""
     sparsity = 0.0 if now.sparsity is None else now.sparsity
     return (
         f"loss [cyan]{now.loss:.3f}[/] accuracy [green]{100 * now.accuracy:.1f} %[/] "
@@ -176,7 +176,7 @@ def _status(now: training.Progress) -> str:
 def _print_outcome(
     console: Console, pruned: training.Run, summary: dict[str, Any]
 ) -> None:
-    """Says what was measured, and which files have it."""
+    """Print what was measured, and which files hold it."""
     console.print(
         report.tabulate(pruned.params, pruned.opt_state, title="The pruned network")
     )
@@ -204,6 +204,6 @@ def _print_outcome(
 
 
 def _check_writable(folder: pathlib.Path) -> None:
-    """Refuses a folder that cannot be written to before minutes of training."""
+    """Raise an error, before minutes of training, if a folder cannot be written to."""
     with tempfile.TemporaryFile(dir=folder):
         pass
