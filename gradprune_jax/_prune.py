@@ -93,7 +93,7 @@ def prune(
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)
     wide = any(_is_wide(pruned[i]) for i in own)
     with enable_x64() if wide else contextlib.nullcontext():
-        selected = select_masks(rule, [jnp.asarray(pruned[i]) for i in own])
+        selected = _select_masks(rule, [jnp.asarray(pruned[i]) for i in own])
     for i, mask in zip(own, selected, strict=True):
         pruned[i], masks[i] = _zeroed(pruned[i], mask), mask
     treedef: Any = jax.tree.structure(params)
@@ -118,7 +118,7 @@ def _zeroed(leaf: Any, mask: jax.Array) -> Any:
     return select(mask, weights, jnp.zeros_like(weights))
 
 
-def select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
+def _select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     """The masks of one rule's leaves, from a compiled program.
 
     Sparsities and floors are passed as arguments, so that another value does not
