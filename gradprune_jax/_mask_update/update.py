@@ -27,8 +27,7 @@ from gradprune_jax._structures import (
     leaf_block,
     output_axis,
 )
-from gradprune_jax._top_k import selection
-from gradprune_jax._top_k.counting import Units
+from gradprune_jax._top_k import Units, selection
 from gradprune_jax._top_k.counts import Count, maximum, total
 from gradprune_jax._top_k.keys import ranking_dtype, ranking_keys
 from gradprune_jax._top_k.shards import Shard, parts
