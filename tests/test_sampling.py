@@ -9,11 +9,12 @@ import pytest
 
 import gradprune_jax as gp
 from gradprune_jax._top_k import sampling
-from gradprune_jax._top_k.counting import Units
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.keys import largest_ranking_key, ranking_keys
+from gradprune_jax._top_k.ranking import Ranking
 from gradprune_jax._top_k.search import Groups
 from gradprune_jax._top_k.shards import whole
+from gradprune_jax._top_k.units import Units
 from tests import oracle
 from tests.helpers import update_to
 
@@ -110,7 +111,7 @@ def test_the_guess_is_close(family, sparsity):
     kept = round(weights.size * (1 - sparsity))
     top = np.array([largest_ranking_key(jnp.float32) + 3], np.uint32)
     guess = sampling.guess_thresholds(
-        [units_of(weights, mask)], Count.of([kept]), Groups(1, False), top
+        Ranking([units_of(weights, mask)]), Count.of([kept]), Groups(1, False), top
     )
     keys = np.where(mask, np.abs(weights), 0).astype(np.float32).view(np.uint32)
     at_low, at_high = (int((keys >= t[0]).sum()) for t in (guess.low, guess.high))
@@ -123,16 +124,17 @@ def test_small_leaves_and_many_leaves_are_searched_without_a_sample():
     kept, top = Count.of([5] * 65), np.full(65, 2**31, np.uint32)
     small = units_of(np.ones((300, 300), np.float32), np.ones((300, 300), bool))
     guess = functools.partial(sampling.guess_thresholds, top=top)
-    assert guess([small], kept, Groups(1, False)) is None
+    assert guess(Ranking([small]), kept, Groups(1, False)) is None
     large = small._replace(shard=whole(LARGE))
-    assert guess([large] * 65, kept, Groups(65, False)) is None
+    assert guess(Ranking([large] * 65), kept, Groups(65, False)) is None
 
 
 @pytest.mark.parametrize("shape", [LARGE, (523, 509), (300_007,), (3, 3, 256, 128)])
 def test_a_sample_is_a_grid_of_a_few_thousand_units(shape):
     size = int(np.prod(shape))
     weights = np.arange(size, dtype=np.float32).reshape(shape)
-    samples = sampling.Samples.of_leaves([units_of(weights, np.ones(shape, bool))])
+    leaf = units_of(weights, np.ones(shape, bool))
+    samples = sampling.Samples.of_ranking(Ranking([leaf]))
     keys = np.asarray(samples.keys[0])
     assert 1_000 < keys.size < 10_000
     assert np.unique(keys).size == keys.size

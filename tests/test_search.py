@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.keys import largest_key, magnitude_keys
-from gradprune_jax._top_k.search import FREE_PASSES, Bracket, Groups, Guess, search
+from gradprune_jax._top_k.probes import along_line, around, thirds_then_line
+from gradprune_jax._top_k.search import FREE_PASSES, Bracket, Groups, Probes, search
 
 TOP = largest_key(jnp.float32) + 3  # as the selection starts: above what none reaches
 BOUND = FREE_PASSES + math.ceil(math.log(TOP, 3))
+coarse_first = thirds_then_line(np.full(1, TOP >> 8, np.uint32))
 SIZE = 4_000
 
 
@@ -58,7 +60,7 @@ def start(size):
     return Bracket(zero, top, jnp.full(1, size, jnp.uint32), jnp.zeros(1, jnp.uint32))
 
 
-def run(keys, wanted, **options):
+def run(keys, wanted, probe):
     """The threshold and the number of passes."""
     calls = []
     with jax.disable_jit():
@@ -67,7 +69,7 @@ def run(keys, wanted, **options):
             start(len(keys)),
             Count.of([wanted]),
             Groups(1, False),
-            **options,
+            probe,
         )
     return int(bracket.low[0]), len(calls), calls
 
@@ -78,7 +80,7 @@ def assert_threshold(keys, wanted, threshold):
     assert exactly or threshold == np.sort(keys)[len(keys) - wanted]
 
 
-@pytest.mark.parametrize("coarse", [True, False])
+@pytest.mark.parametrize("probe", [coarse_first, along_line])
 @pytest.mark.parametrize(
     "name",
     [
@@ -94,12 +96,11 @@ def assert_threshold(keys, wanted, threshold):
         "one outlier",
     ],
 )
-def test_no_weights_take_more_passes_than_the_bound(name, coarse):
+def test_no_weights_take_more_passes_than_the_bound(name, probe):
     """Interpolation alone stalls: 20 to 76 passes were seen."""
     keys = keys_of(difficult(name))
-    coarse_width = np.full(1, TOP >> 8, np.uint32) if coarse else None
     for wanted in (1, 2, 40, 399, 2_000, 3_600, 3_999):
-        threshold, passes, _ = run(keys, wanted, coarse_width=coarse_width)
+        threshold, passes, _ = run(keys, wanted, probe)
         assert_threshold(keys, wanted, threshold)
         assert passes <= BOUND == 24
 
@@ -115,6 +116,7 @@ def test_sixteen_bits_take_fourteen_passes_at_most():
                 start(len(keys))._replace(high=top),
                 Count.of([wanted]),
                 Groups(1, False),
+                along_line,
             )
         assert len(calls) <= 14
 
@@ -126,11 +128,27 @@ def test_a_good_guess_saves_most_passes(sparsity):
     wanted = round(100_000 * (1 - sparsity))
     ascending = np.sort(keys)
     low, high = (ascending[100_000 - wanted + step] for step in (-800, 800))
-    guess = Guess(jnp.array([low]), jnp.array([high]))
-    passes = run(keys, wanted, guess=guess)[1]
-    unguided = run(keys, wanted, coarse_width=np.full(1, TOP >> 8, np.uint32))[1]
+    guess = Probes(jnp.array([low]), jnp.array([high]))
+    passes = run(keys, wanted, around(guess, start(len(keys))))[1]
+    unguided = run(keys, wanted, coarse_first)[1]
     assert passes <= 8
     assert passes < unguided <= 16
+
+
+@pytest.mark.parametrize("name", ["normal", "log-normal", "one outlier"])
+@pytest.mark.parametrize("where", ["lowest", "highest"])
+def test_a_policy_that_always_errs_is_exact_within_the_bound(name, where):
+    """The bound is the search's own: no policy needs to know of it."""
+
+    def probe(state):
+        end = {"lowest": state.bracket.low, "highest": state.bracket.high}[where]
+        return Probes(end, end)
+
+    keys = keys_of(difficult(name))
+    for wanted in (1, 399, 3_600):
+        threshold, passes, _ = run(keys, wanted, probe)
+        assert_threshold(keys, wanted, threshold)
+        assert passes <= BOUND
 
 
 @settings(max_examples=25)
@@ -145,8 +163,8 @@ def test_any_guess_gives_the_exact_threshold(seed, wanted, guess):
     keys = keys_of((rng.standard_t(2, size=300) * scale).astype(np.float32))
     low = guess[0]
     high = min(low + guess[1], TOP - 1)
-    arrays = Guess(*(jnp.array([v], jnp.uint32) for v in (low, high)))
-    threshold, passes, calls = run(keys, wanted, guess=arrays)
+    arrays = Probes(*(jnp.array([v], jnp.uint32) for v in (low, high)))
+    threshold, passes, calls = run(keys, wanted, around(arrays, start(len(keys))))
     assert_threshold(keys, wanted, threshold)
     assert passes <= BOUND
     for probes in calls:
@@ -165,6 +183,6 @@ def test_groups_are_searched_together_and_end_apart():
 
     first = Bracket(*(jnp.repeat(field, 3) for field in start(500)))
     with jax.disable_jit():
-        bracket = search(count, first, Count.of(wanted), Groups(3, False))
+        bracket = search(count, first, Count.of(wanted), Groups(3, False), along_line)
     for one, k, threshold in zip(keys, wanted, np.asarray(bracket.low), strict=True):
         assert_threshold(one, k, threshold)

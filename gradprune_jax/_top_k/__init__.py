@@ -1,6 +1,26 @@
-"""The exact k largest (face written by another hand)."""
+"""The exact top k: which units of the largest keys stay, found by counting alone.
 
-from gradprune_jax._top_k.counting import Units as Units
+The bits of a non-negative float, read as an integer, sort like the float (`keys`). So
+the k-th largest magnitude is found by a search over integers (`search`), which asks the
+data one question only: how many units reach this threshold? (`units` of one leaf,
+`ranking` of all leaves.) A count is the same in any order and on any number of devices
+(`summation`), and on a mesh it costs one all-reduce of a few integers (`shards`). Where
+to probe next is a policy (`probes`), which for large leaves begins at a guess from a
+sample (`sampling`). Ties at the threshold are broken by the same search over flat
+indices (`selection`). Counts pass 32 bits without 64-bit types (`counts`).
+
+Glossary:
+
+- unit: what is kept or dropped together, a weight, a block or a channel.
+- slice: a leaf, or one layer of a stacked leaf. Its units are counted together.
+- group: the slices that share a threshold. Either each slice is a group of its own, or
+  all slices are one group.
+- key: the unsigned integer that ranks a unit, larger for larger magnitudes, and 0 for a
+  unit that is pruned already.
+- threshold: a number between keys. A unit reaches it if its key is at least as large.
+- probe: a threshold for which a pass over the data counts the units that reach it.
+"""
+
 from gradprune_jax._top_k.counts import LARGEST_COUNT as LARGEST_COUNT
 from gradprune_jax._top_k.counts import Count as Count
 from gradprune_jax._top_k.counts import array_namespace as array_namespace
@@ -26,3 +46,4 @@ from gradprune_jax._top_k.summation import add_up as add_up
 from gradprune_jax._top_k.summation import group_sizes as group_sizes
 from gradprune_jax._top_k.summation import reduce_groups as reduce_groups
 from gradprune_jax._top_k.summation import split_axis as split_axis
+from gradprune_jax._top_k.units import Units as Units

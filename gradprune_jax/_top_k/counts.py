@@ -1,11 +1,11 @@
 r"""Exact counts beyond 32 bits, with `jax_enable_x64` off.
 
 A count of weights may pass $2^{32}$, and JAX has no 64-bit integers by default. Here a
-count is two uint32 lanes, $high \cdot 2^{32} + low$. No float touches a count: to
-float32 100,000,001 is 100,000,000.
+count is two uint32 arrays, $high \cdot 2^{32} + low$. Counts are never rounded to
+floats: the float32 nearest to 100,000,001 is 100,000,000.
 
-The lanes are JAX's arrays where one of them is, else NumPy's: a plan is made by the
-same arithmetic as a mask update, and needs no device.
+The arrays are JAX's or NumPy's. So a plan, which needs no device, is made by the same
+arithmetic as a mask update.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST_COUNT = 2**48
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Count:
-    """Integers in [0, 2^64), as two uint32 arrays of one shape.
+    """Integers in [0, 2^64), as two uint32 arrays of the same shape.
 
     Examples:
       >>> sums = Count.of([7, 2**32]) + Count.of([1, 2**32])
@@ -38,7 +38,7 @@ class Count:
 
     @classmethod
     def of(cls, numbers: int | Sequence[int]) -> Count:
-        """Python integers as counts: a scalar, or a vector."""
+        """Make counts of Python integers: a scalar, or a vector."""
         exact = np.asarray(numbers, object)
         return cls(
             np.asarray(exact >> 32, np.uint32), np.asarray(exact & 2**32 - 1, np.uint32)
@@ -46,24 +46,24 @@ class Count:
 
     @classmethod
     def of_uint32(cls, numbers: Any) -> Count:
-        """uint32 numbers as counts."""
+        """Make counts of uint32 numbers."""
         return cls(array_namespace(numbers).zeros_like(numbers), numbers)
 
     @classmethod
     def of_float(cls, numbers: jax.Array) -> Count:
-        """The whole part of non-negative float32 numbers below 2^64."""
+        """Round down non-negative float32 numbers below 2^64."""
         high = jnp.floor(numbers * 2.0**-32)
         low = numbers - high * 2.0**32  # exact: a multiple of the numbers' last bit
         return cls(high.astype(jnp.uint32), low.astype(jnp.uint32))
 
     def integers(self) -> Any:
-        """Concrete counts as Python integers: one, or a NumPy array of objects."""
+        """Return concrete counts as a Python integer, or a NumPy array of them."""
         high, low = np.asarray(self.high, object), np.asarray(self.low, object)
         return high * 2**32 + low
 
     def as_float(self) -> jax.Array:
         """The float32 nearest to each count, or next to it; zero only for zero."""
-        high, low = (jnp.asarray(lane, jnp.float32) for lane in (self.high, self.low))
+        high, low = (jnp.asarray(half, jnp.float32) for half in (self.high, self.low))
         return jnp.float32(2**32) * high + low
 
     def __add__(self, other: Count) -> Count:
@@ -81,28 +81,28 @@ class Count:
         return (self.high > other.high) | (is_equal & (self.low >= other.low))
 
     def equals(self, other: Count) -> Any:
-        """Where two counts are the same, bool."""
+        """Return where two counts are equal, bool."""
         return (self.high == other.high) & (self.low == other.low)
 
 
 def select(condition: Any, a: Count, b: Count) -> Count:
-    """The count a where the condition holds, else b."""
-    xp = array_namespace(condition, *lanes(a), *lanes(b))
+    """Return the count `a` where the condition holds, else `b`."""
+    xp = array_namespace(condition, a.high, a.low, b.high, b.low)
     return Count(xp.where(condition, a.high, b.high), xp.where(condition, a.low, b.low))
 
 
 def maximum(a: Count, b: Count) -> Count:
-    """The larger of two counts."""
+    """Return the larger of two counts."""
     return select(a >= b, a, b)
 
 
 def minimum(a: Count, b: Count) -> Count:
-    """The smaller of two counts."""
+    """Return the smaller of two counts."""
     return select(a >= b, b, a)
 
 
 def cumulative_sum(numbers: Any) -> Count:
-    """The running sums of a uint32 array along its last axis, below 2^16 numbers."""
+    """Return running sums of less than 2^16 uint32 numbers along the last axis."""
     xp = array_namespace(numbers)
     halves = xp.cumsum(
         xp.stack([numbers >> 16, numbers & 0xFFFF]), axis=-1, dtype=np.uint32
@@ -111,20 +111,20 @@ def cumulative_sum(numbers: Any) -> Count:
     return Count(upper >> 16, upper << 16) + Count.of_uint32(lower)
 
 
-def total(count: Count) -> Count:
-    """The sum of a vector of counts, as a vector of one: below 2^16 counts."""
-    high = count.high.sum(dtype=np.uint32).reshape(1)
-    low = cumulative_sum(count.low)
+def total(counts: Count) -> Count:
+    """Add up less than 2^16 counts along the last axis, which is kept."""
+    high = counts.high.sum(axis=-1, keepdims=True, dtype=np.uint32)
+    low = cumulative_sum(counts.low)
     zero = array_namespace(high).zeros_like(high)
-    return Count(high, zero) + Count(low.high[-1:], low.low[-1:])
+    return Count(high, zero) + Count(low.high[..., -1:], low.low[..., -1:])
 
 
 def count_true(flags: jax.Array) -> Count:
-    r"""How many flags are True, exact for up to $2^{40}$ flags.
+    r"""Count the flags that are True, exact for up to $2^{40}$ flags.
 
-    A sum in uint32 wraps at $2^{32}$. So it is taken along some axes only, which
-    together are shorter; what it leaves is summed in two parts, the lower bits and the
-    upper ones.
+    A sum in uint32 wraps at $2^{32}$. So the first sum is along some axes only, which
+    hold fewer flags together. Its results are then summed in two parts: their lower
+    bits and their upper bits.
     """
     axes: list[int] = []
     length = 1
@@ -141,11 +141,6 @@ def count_true(flags: jax.Array) -> Count:
     return Count(upper >> (32 - bits), upper << bits) + Count.of_uint32(lower)
 
 
-def lanes(count: Count) -> tuple[Any, Any]:
-    """Both lanes, the high one first."""
-    return count.high, count.low
-
-
 def array_namespace(*arrays: Any) -> ModuleType:
-    """`jax.numpy` if an array is JAX's, traced or not, else `numpy`."""
+    """Return `jax.numpy` if any array is JAX's, traced or not, else `numpy`."""
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np

@@ -1,4 +1,4 @@
-"""Magnitudes: unsigned integers that rank weights, without any arithmetic on floats."""
+"""Keys: unsigned integers that rank weights, made without arithmetic on floats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def ranking_dtype(*dtypes: Any) -> np.dtype:
-    """The floating dtype in which weights of these dtypes are ranked together.
+    """Return the floating dtype in which weights of these dtypes are ranked together.
 
     Every conversion to it is exact: 8-bit floats are ranked as bfloat16, others in the
     dtype to which they promote together.
@@ -24,7 +24,7 @@ def ranking_dtype(*dtypes: Any) -> np.dtype:
 
 
 def wider_dtype(one: Any, other: Any) -> np.dtype:
-    """The dtype to which two promote, also where a user forbids implicit promotion.
+    """Return the dtype to which two promote, also if the user forbids promotion.
 
     Raises:
       ValueError: if they do not promote, as 8-bit floats of two kinds do not.
@@ -34,20 +34,20 @@ def wider_dtype(one: Any, other: Any) -> np.dtype:
 
 
 def key_dtype(dtype: Any) -> np.dtype:
-    """The unsigned integers as wide as a floating dtype."""
+    """Return the unsigned integer dtype that is as wide as a floating dtype."""
     return np.dtype(f"uint{jnp.finfo(dtype).bits}")
 
 
 def largest_key(dtype: Any) -> int:
-    """The key of NaN, the largest that `magnitude_keys` gives."""
+    """Return the key of NaN, the largest that `magnitude_keys` gives."""
     infinity = np.asarray(np.inf, dtype).view(key_dtype(dtype))
     return int(infinity) + 1
 
 
 def is_nonzero(leaf: jax.Array) -> jax.Array:
-    """Where weights are not zero, or a mask is True; denormals are not zero.
+    """Return where weights are not zero, or a mask is True; denormals are not zero.
 
-    A comparison with zero would flush denormals on CPU, so it is the bits that tell.
+    On CPU a comparison with zero takes denormals for zero, so the bits are compared.
     """
     if leaf.dtype == bool or jnp.finfo(leaf.dtype).bits < 8:
         return leaf.astype(bool)
@@ -55,22 +55,22 @@ def is_nonzero(leaf: jax.Array) -> jax.Array:
 
 
 def magnitude_keys(weights: jax.Array, dtype: Any) -> jax.Array:
-    r"""Integers that order weights as their magnitudes do, NaN above infinity.
+    r"""Return integers that sort like the magnitudes of weights, NaN above infinity.
 
     The bits of a non-negative float, read as an integer, sort like the float. So
-    $|a| < |b| \iff key(a) < key(b)$, with $key(\pm 0) = 0$, denormals
-    exact, and all NaNs, whatever their sign and payload, equal and above infinity.
+    $|a| < |b| \iff key(a) < key(b)$, with $key(\pm 0) = 0$. Denormals are told apart.
+    All NaNs are equal, whatever their sign and payload.
 
     Args:
       weights: floating array of any shape.
-      dtype: the floating dtype to rank in, as wide as the weights' or wider.
+      dtype: the floating dtype to rank in, at least as wide as the weights' own.
 
     Returns:
       Unsigned integers of the shape of `weights`, as wide as `dtype`.
 
     Examples:
       >>> keys = magnitude_keys(jnp.asarray([-2.0, 1.0, jnp.nan, -0.0]), jnp.float32)
-      >>> [int(rank) for rank in jnp.argsort(-keys.astype(jnp.int32))]
+      >>> [int(index) for index in jnp.argsort(-keys.astype(jnp.int32))]
       [2, 0, 1, 3]
     """
     unsigned = key_dtype(dtype)
@@ -80,14 +80,14 @@ def magnitude_keys(weights: jax.Array, dtype: Any) -> jax.Array:
 
 
 def ranking_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
-    """The rank of every weight: 0 where it is pruned, and above 0 where it is live.
+    """Return the key of every weight: 0 where it is pruned, above 0 where it is live.
 
-    A live weight of exactly zero comes before all pruned ones, so the top k are k live
-    weights as long as there are k.
+    So a live weight that is exactly zero ranks above all pruned ones, and the top k are
+    live weights as long as there are k of them.
     """
     return jnp.where(mask, magnitude_keys(weights, dtype) + 1, 0)
 
 
 def largest_ranking_key(dtype: Any) -> int:
-    """The key of a live NaN, the largest that `ranking_keys` gives."""
+    """Return the key of a live NaN, the largest that `ranking_keys` gives."""
     return largest_key(dtype) + 1

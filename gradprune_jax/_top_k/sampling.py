@@ -6,9 +6,9 @@ leaf, laid out over devices as the leaf is, and is searched by counting as well:
 unit leaves its device, and nothing is sorted or gathered.
 
 With m of n units in the sample, the number of sampled keys above the wanted threshold
-is binomial: $m p \pm \sqrt{m p (1 - p)}$, for a share p = k / n. The guess lies
-at one and a quarter of these deviations to either side. A sample that misleads costs
-passes, and changes no mask.
+is binomial: $m p \pm \sqrt{m p (1 - p)}$, for a share p = k / n. The guess lies at one
+and a quarter of these deviations to either side. A sample that misleads costs passes,
+and changes no mask.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._top_k.counting import Units, sum_over_mesh
 from gradprune_jax._top_k.counts import Count, minimum
-from gradprune_jax._top_k.search import Bracket, Groups, Guess, search
+from gradprune_jax._top_k.probes import thirds_then_line
+from gradprune_jax._top_k.ranking import Ranking
+from gradprune_jax._top_k.search import Bracket, Groups, Probes, State, search
 from gradprune_jax._top_k.summation import is_split, part_of_device
+from gradprune_jax._top_k.units import Units
 
 # A sample pays where leaves are few and large. It saves several passes over the data,
 # and costs a dozen over the sample, and for each leaf a twentieth of a second when the
@@ -41,119 +43,111 @@ class Samples(NamedTuple):
     """Some units of every leaf.
 
     Attributes:
-      units: the leaves.
+      ranking: the leaves.
       keys: for each leaf the keys of its sampled units, with as many axes as the leaf.
-      strides: how many units there are for each that is sampled, [segments].
-      sizes: the number of sampled units, [segments].
+      strides: how many units there are for each that is sampled, uint32 [slices].
+      sizes: the number of sampled units, [slices].
     """
 
-    units: Sequence[Units]
+    ranking: Ranking
     keys: Sequence[jax.Array]
     strides: np.ndarray
     sizes: np.ndarray
 
     @classmethod
-    def of_leaves(cls, units: Sequence[Units]) -> Samples:
+    def of_ranking(cls, ranking: Ranking) -> Samples:
         """A regular grid of every leaf."""
-        keys = [_grid(leaf) for leaf in units]
-        shares = [
+        keys = [_grid(leaf) for leaf in ranking.leaves]
+        strides = [
             max(math.prod(leaf.shape), 1) / max(sampled.size, 1)
-            for leaf, sampled in zip(units, keys, strict=True)
+            for leaf, sampled in zip(ranking.leaves, keys, strict=True)
         ]
-        slices = [leaf.slices for leaf in units]
-        sizes = [
-            leaf.slice_size / share for leaf, share in zip(units, shares, strict=True)
-        ]
-        return cls(
-            units,
-            keys,
-            np.repeat(np.array(shares).astype(np.uint32), slices),
-            np.repeat(np.array(sizes), slices),
-        )
+        sizes = ranking.slice_sizes / ranking.per_slice(strides, float)
+        return cls(ranking, keys, ranking.per_slice(strides, np.uint32), sizes)
 
     def estimate(self, thresholds: jax.Array) -> jax.Array:
-        """How many units reach thresholds, if the others are like the sampled.
+        """How many units reach thresholds, if the others are like the sampled ones.
 
         Args:
-          thresholds: unsigned [..., segments].
+          thresholds: unsigned [..., slices].
 
         Returns:
-          uint32 [..., segments].
+          uint32 [..., slices].
         """
         thresholds = jax.lax.optimization_barrier(thresholds)
-        ends = np.cumsum([leaf.slices for leaf in self.units])
+        leaves = zip(
+            self.ranking.leaves,
+            self.keys,
+            self.ranking.split(thresholds),
+            strict=True,
+        )
         counts = []
-        for leaf, keys, end in zip(self.units, self.keys, ends, strict=True):
-            own = leaf.spread(thresholds[..., end - leaf.slices : end])
+        for leaf, keys, own in leaves:
+            own = leaf.spread(own)
             keys = jnp.expand_dims(keys, range(own.ndim - keys.ndim))
-            counts.append(leaf.sum_units(keys.astype(own.dtype) >= own))
-        total = sum_over_mesh(self.units, counts)
+            counts.append(leaf.count_marked(keys.astype(own.dtype) >= own))
+        total = self.ranking.sum_over_mesh(counts)
         return total * jnp.broadcast_to(self.strides, total.shape)
 
 
 def guess_thresholds(
-    units: Sequence[Units], kept: Count, groups: Groups, top: np.ndarray
-) -> Guess | None:
-    """Where the thresholds that `kept` units reach are likely to lie.
+    ranking: Ranking, kept: Count, groups: Groups, top: np.ndarray
+) -> Probes | None:
+    """Two thresholds between which the one that `kept` units reach is likely to lie.
 
     Args:
-      units: the leaves; the slices of all of them, in order, are the segments.
+      ranking: the leaves.
       kept: how many units to keep, [groups].
-      groups: how segments form groups.
+      groups: how slices form groups.
       top: unsigned [groups], thresholds that no unit reaches.
 
     Returns:
-      The guess, [groups]; None where leaves are small or many.
+      The thresholds, `low < high`, [groups]; None where leaves are small or many.
     """
-    largest = max(leaf.slice_size for leaf in units)
-    if largest < SMALLEST_SAMPLED or len(units) > MOST_LEAVES:
+    leaves = ranking.leaves
+    largest = max(leaf.slice_size for leaf in leaves)
+    if largest < SMALLEST_SAMPLED or len(leaves) > MOST_LEAVES:
         return None
-    samples = Samples.of_leaves(units)
+    samples = Samples.of_ranking(ranking)
     rank, margin = _ranks(samples, kept, groups)
-    live = samples.estimate(jnp.ones(groups.segments, top.dtype))
+    live = samples.estimate(jnp.ones(groups.slices, top.dtype))
     at_first = groups.total(live)
-    # Most updates prune a little more than is pruned already: then the threshold is
-    # just above the smallest key that lives, far from the 0 of pruned weights.
+    # Most updates prune a little more than is pruned already. Then the threshold is
+    # just above the smallest key of a live unit, far from the 0 of pruned ones.
     lower = minimum(Count.of_float(rank + margin), at_first)
     upper = Count.of_float(jnp.maximum(rank - margin, 0))
-    wanted = Count(
-        jnp.stack([lower.high, upper.high]), jnp.stack([lower.low, upper.low])
-    )
+    wanted = jax.tree.map(lambda *ranks: jnp.stack(ranks), lower, upper)
     shape = wanted.low.shape
-    bracket = search(
-        samples.estimate,
-        Bracket(
-            jnp.ones(shape, top.dtype),
-            jnp.broadcast_to(top, shape),
-            jnp.broadcast_to(live, (2, groups.segments)),
-            jnp.zeros((2, groups.segments), jnp.uint32),
-        ),
-        wanted,
-        groups,
-        coarse_width=jnp.broadcast_to(top >> 8, shape),
-        enough=lambda above, below: (
-            above + below <= jnp.broadcast_to(margin / 4, shape)
-        ),
+    start = Bracket(
+        low=jnp.ones(shape, top.dtype),
+        high=jnp.broadcast_to(top, shape),
+        at_low=jnp.broadcast_to(live, (2, groups.slices)),
+        at_high=jnp.zeros((2, groups.slices), jnp.uint32),
     )
-    is_tied = bracket.high[0] - bracket.low[0] == 1
+
+    def is_close(state: State) -> jax.Array:
+        return state.above + state.below <= jnp.broadcast_to(margin / 4, shape)
+
+    probe = thirds_then_line(jnp.broadcast_to(top >> 8, shape))
+    bracket = search(samples.estimate, start, wanted, groups, probe, is_close)
+    is_tied = bracket.width[0] == 1
     low = jnp.where(is_tied, bracket.low[0], bracket.high[0])
     high = jnp.maximum(bracket.high[1], low + 1)
     # Where more units are wanted than are live, the threshold is 0.
     is_zero = rank > at_first.as_float() + margin
     one = jnp.ones_like(low)
-    return Guess(jnp.where(is_zero, one, low), jnp.where(is_zero, one + one, high))
+    return Probes(jnp.where(is_zero, one, low), jnp.where(is_zero, one + one, high))
 
 
 def _ranks(
     samples: Samples, kept: Count, groups: Groups
 ) -> tuple[jax.Array, jax.Array]:
-    """Which estimate to look for, and how far it may be off: float32 [groups] each."""
+    """Return the estimate to look for, and how far it may be off: float32 [groups]."""
 
-    def over_groups(per_segment: np.ndarray) -> np.ndarray:
-        return per_segment.sum(keepdims=True) if groups.together else per_segment
+    def over_groups(per_slice: np.ndarray) -> np.ndarray:
+        return per_slice.sum(keepdims=True) if groups.together else per_slice
 
-    slices = [leaf.slices for leaf in samples.units]
-    sizes = np.repeat([float(leaf.slice_size) for leaf in samples.units], slices)
+    sizes = samples.ranking.slice_sizes.astype(float)
     strides = samples.strides.astype(float)
     whole = np.maximum(over_groups(strides * samples.sizes), 1)
     rank = kept.as_float() * np.float32(whole / np.maximum(over_groups(sizes), 1))
@@ -165,9 +159,8 @@ def _ranks(
 
 
 def _grid(leaf: Units) -> jax.Array:
-    """The keys of a regular grid of the units of every slice."""
-    pinned, _ = leaf.pinned()
-    keys = pinned.keys()
+    """Take the keys of a regular grid of the units of every slice."""
+    keys = leaf.pinned_keys()
     stride = min(leaf.slice_size // SAMPLE_SIZE, LARGEST_STRIDE)
     # Short axes are left whole: the taps of a convolution's kernel are not alike.
     axes = [
@@ -185,10 +178,10 @@ def _grid(leaf: Units) -> jax.Array:
 
 
 def _every(keys: jax.Array, axis: int, stride: int) -> jax.Array:
-    """Every so many positions of one axis, without moving any between devices.
+    """Take every `stride`-th key along an axis, without moving any between devices.
 
-    Devices hold an axis in equal parts. So it is taken apart into blocks as short as
-    may be, of which none reaches over a part, and the positions are taken from each.
+    Devices hold an axis in equal parts. So the axis is split into blocks, the shortest
+    that divide a part, and keys are taken from each block.
     """
     length, part = keys.shape[axis], part_of_device(keys, axis)
     stride = min(stride, part)

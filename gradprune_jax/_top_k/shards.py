@@ -49,13 +49,13 @@ class Shard(NamedTuple):
         return index * local_size
 
     def without(self, dimension: int) -> Shard:
-        """The same leaf, whole along one dimension on every device."""
+        """The shard of the same leaf, made whole along one dimension."""
         names = list(self.axis_names)
         names[dimension] = ()
         return self._replace(axis_names=tuple(names))
 
     def of_units(self, block: tuple[int, ...]) -> Shard:
-        """Where blocks lie among all blocks, if no device's boundary cuts any.
+        """The shard of an array of blocks, none of which is cut between devices.
 
         A block that spans an axis is the same on every device that has a part of it.
         """
@@ -69,7 +69,7 @@ class Shard(NamedTuple):
         )
 
     def gather(self, local: jax.Array, dimension: int) -> jax.Array:
-        """An array of the leaf's shape, whole along one dimension on every device."""
+        """Collect an array of the leaf's shape along one dimension, on every device."""
         names = self.axis_names[dimension]
         if names:
             return jax.lax.all_gather(local, names, axis=dimension, tiled=True)
@@ -81,14 +81,24 @@ class Shard(NamedTuple):
     def own_part(
         self, array: jax.Array, dimension: int, local_size: int, axis: int
     ) -> jax.Array:
-        """The local piece along one dimension, which is this axis of the array."""
+        """Cut the local piece out of an array that is whole along one dimension.
+
+        Args:
+          array: numbers along this dimension, and perhaps others.
+          dimension: of the leaf.
+          local_size: the length of the local piece.
+          axis: the axis of the array that is this dimension.
+        """
         if not self.axis_names[dimension]:  # explicit mode parts it again by itself
             return array
         start = self.offset(dimension, local_size)
         return jax.lax.dynamic_slice_in_dim(array, start, local_size, axis)
 
     def among_all(self, local: jax.Array, dimension: int, axis: int) -> jax.Array:
-        """A local piece in the place where it lies in the whole, 0 elsewhere."""
+        """Put a local piece where it lies along the whole dimension, 0 elsewhere.
+
+        The arguments are as of `own_part`.
+        """
         if not self.axis_names[dimension]:
             return local
         shape = list(local.shape)
@@ -99,7 +109,10 @@ class Shard(NamedTuple):
 
 
 def parts(array: jax.Array, shard: Shard, dimension: int) -> int:
-    """Into how many equal parts devices split a dimension, as far as types say."""
+    """The number of equal parts into which devices split a dimension.
+
+    Under `jit` the type of an array says so in explicit mode alone; else it is 1.
+    """
     split = math.prod(map(axis_size, shard.axis_names[dimension]))
     names = jax.typeof(array).sharding.spec[dimension]  # in explicit mode alone
     names = names if isinstance(names, tuple) else (names,) if names else ()

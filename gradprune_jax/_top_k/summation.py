@@ -1,13 +1,14 @@
 """Summation: how many of a leaf's units are marked, in little memory and time.
 
-XLA fuses a sum with whatever makes its operand, if it is short. A sum over more than 32
-neighbours it takes apart on CPU, and writes the operand to memory first: four bytes for
-every bool. So units are summed in groups of at most 32, two markings at once in the
-halves of an integer, and then the sums of the groups.
+XLA fuses a short sum with the operations that make its operand. On CPU it takes a sum
+over more than 32 neighbours apart, and writes the operand to memory first: four bytes
+for every bool. So neighbours are summed in groups of at most 32, and then the sums of
+the groups. Two markings are summed at once, in the halves of an integer. (Everywhere
+else in this folder a group is of slices.)
 
-A group must not reach over a device's boundary, or data would be moved. Devices hold an
-axis in equal parts. How many there are the type of an array says, where it was put on a
-mesh before it was traced.
+A group must not reach from one device to the next, or data would be moved. Devices hold
+an axis in equal parts. The type of an array says how many, if it was put on a mesh
+before it was traced.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 # Smaller arrays are summed as they are.
 SMALLEST_GROUPED = 2**12
-# How many neighbours XLA sums in one go, without writing them to memory before.
+# How many neighbours XLA sums at once, without writing them to memory before.
 LONGEST_GROUP = 32
 # The same across other axes, whose units are not neighbours in memory.
 LONGEST_ACROSS = 8
 # Where groups hold fewer units, their sums take more than half a byte a unit.
 ENOUGH_GROUPED = 12
-# Smaller arrays are taken to be on one device, where the mesh is not known and no group
-# fits otherwise.
+# Smaller arrays are assumed to be on one device, where the mesh is not known and no
+# group fits otherwise.
 SMALLEST_SPLIT = 2**18
 # Over how many devices an axis may be split where the mesh is not known: `in_shardings`
-# show only when the program is compiled.
+# are known only when the program is compiled.
 USUAL_DEVICES = 16
 
 
 def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The sum of a bool array over `axes`: uint32."""
+    """Sum a bool array over `axes`: uint32."""
     return _sum_packed(marked.astype(jnp.uint32), axes, fields=1)[0]
 
 
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The sums of two bool arrays over `axes`, in one read: uint32 [2, ...]."""
+    """Sum two bool arrays over `axes`, in one read: uint32 [2, ...]."""
     packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
     if packed.size < SMALLEST_GROUPED or not axes or group_sizes(packed, axes[-1]):
         return _sum_packed(packed, axes, fields=2)
@@ -66,7 +67,7 @@ def _sum_packed(
     fields: int,
     groups: dict[int, int] | None = None,
 ) -> jax.Array:
-    """The sums over `axes` of each half of integers: uint32 [fields, ...].
+    """Sum each half of integers over `axes`: uint32 [fields, ...].
 
     The halves are 0 or 1, and groups are short, so that no half overflows.
     """
@@ -87,7 +88,13 @@ def _sum_packed(
 def reduce_groups(
     reduce: Reduction, numbers: jax.Array, groups: dict[int, int]
 ) -> jax.Array:
-    """Reduces so many neighbours along each of some axes to one."""
+    """Reduce groups of neighbours to one number each.
+
+    Args:
+      reduce: the reduction.
+      numbers: the array.
+      groups: for some axes, the size of the groups along them; it divides the axis.
+    """
     grouped: list[int] = []
     for axis in sorted(groups, reverse=True):
         numbers = split_axis(numbers, axis, groups[axis])
@@ -96,24 +103,24 @@ def reduce_groups(
 
 
 def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
-    """Takes one axis apart into groups of so many neighbours, on two axes.
+    """Split an axis in two: groups, and the `size` neighbours in each.
 
-    One axis at a time, for that is all that explicit sharding mode allows.
+    One axis at a time, because explicit sharding mode allows no more.
     """
     groups = array.shape[axis] // size
     return array.reshape(*array.shape[:axis], groups, size, *array.shape[axis + 1 :])
 
 
 def add_up(numbers: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The sum over axes, in the same integers also where JAX would widen them."""
+    """Sum over axes in the integers' own dtype, which JAX might widen."""
     return jnp.sum(numbers, axes, dtype=numbers.dtype)
 
 
 def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
-    """Which axes to sum in groups, and the size of each group.
+    """Choose the axes to sum in groups, and the size of the groups along each.
 
-    Units that are neighbours in memory lie along the last axis, so its groups may be
-    long. Other axes are summed in groups only where that leaves too many sums.
+    Neighbours in memory lie along the last axis, so its groups may be long. Other axes
+    are summed in groups only where that leaves too many sums.
     """
     groups: dict[int, int] = {}
     for axis in reversed(axes):
@@ -128,7 +135,7 @@ def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
 
 
 def group_sizes(array: jax.Array, axis: int) -> list[int]:
-    """The sizes of groups that divide an axis and every device's part of it."""
+    """List the sizes of groups that divide an axis and every device's part of it."""
     if is_split(array, axis):
         return []
     part = part_of_device(array, axis)
@@ -136,9 +143,9 @@ def group_sizes(array: jax.Array, axis: int) -> list[int]:
 
 
 def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
-    """Two parts of an array along an axis, of which the first allows groups.
+    """Split an array along an axis in two, of which the first allows groups.
 
-    Each device's part of the axis is parted, not the axis.
+    Each device's part of the axis is split, so that no data moves.
     """
     part = part_of_device(array, axis)
     even = part - part % LONGEST_GROUP
@@ -153,7 +160,7 @@ def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
 
 
 def part_of_device(array: jax.Array, axis: int) -> int:
-    """The length that a device holds of an axis, if it is split as far as may be."""
+    """Return how much of an axis each device holds, if all devices split it."""
     mesh = jax.typeof(array).sharding.mesh
     devices = USUAL_DEVICES if mesh.empty else mesh.size
     length = array.shape[axis]
@@ -161,10 +168,10 @@ def part_of_device(array: jax.Array, axis: int) -> int:
 
 
 def _is_on_one_device(array: jax.Array) -> bool:
-    """Whether to take a small array on no known mesh for a whole one."""
+    """Whether an array on no known mesh is so small that it is assumed to be whole."""
     return jax.typeof(array).sharding.mesh.empty and array.size < SMALLEST_SPLIT
 
 
 def is_split(array: jax.Array, axis: int) -> bool:
-    """Whether an axis is known to be split over devices: in explicit mode alone."""
+    """Whether an axis is known to be split over devices, in explicit mode alone."""
     return jax.typeof(array).sharding.spec[axis] is not None

@@ -1,14 +1,9 @@
-"""Counting: how many units of each slice are marked, all that selection asks of data.
-
-A count is an integer reduction, so its result does not depend on the order of
-summation: not on fusion, not on the layout, not on the number of devices. On a mesh
-XLA adds the shards' counts by one all-reduce of a few integers.
-"""
+"""Units: the units of one leaf, and how many of them reach a threshold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +18,18 @@ from gradprune_jax._top_k.summation import sum_one, sum_pair
 
 
 class Units(NamedTuple):
-    """The units of one leaf, as selection sees them.
+    """The units of one leaf.
 
     Attributes:
       data: arrays of the units' shape, local pieces inside `shard_map`, from which keys
         are made.
-      make_keys: the rank of every unit from its data, an unsigned integer; 0 for a unit
-        that is pruned already.
+      make_keys: makes the key of every unit from `data`: an unsigned integer, 0 for a
+        unit that is pruned already.
       first: bool of the units' shape, which live units to keep before all others; or
         None.
       last_index: the last flat index of a slice, uint32 scalar.
       dtype: the floating dtype whose magnitudes the keys rank.
-      slice_axes: the axes, ascending, whose slices are ranked apart.
+      slice_axes: the axes, ascending, along which the slices lie.
       shard: where the local units lie among those of the whole leaf.
     """
 
@@ -61,7 +56,7 @@ class Units(NamedTuple):
         return units.sliced(slice_axes)
 
     def sliced(self, slice_axes: tuple[int, ...]) -> Units:
-        """The same units, ranked apart in the slices of other axes."""
+        """The same units, with slices along other axes."""
         units = self._replace(slice_axes=slice_axes)
         return units._replace(last_index=jnp.uint32(max(units.slice_size, 1) - 1))
 
@@ -72,7 +67,7 @@ class Units(NamedTuple):
 
     @property
     def slices(self) -> int:
-        """The number of slices of the whole leaf that are ranked apart."""
+        """The number of slices of the whole leaf."""
         return math.prod(self.shard.shape[axis] for axis in self.slice_axes)
 
     @property
@@ -80,19 +75,13 @@ class Units(NamedTuple):
         """The number of units in one slice of the whole leaf."""
         return math.prod(self.shard.shape[axis] for axis in self._unit_axes(0))
 
-    def pinned(self, others: Any = ()) -> tuple[Units, Any]:
-        """The same units, and other arrays, from which XLA makes nothing beforehand.
-
-        It would move keys and indices out of a search's loop, or share them between
-        uses, and write and read arrays as large as the weights.
-        """
-        arrays = (self.data, self.first, self.last_index)
-        arrays, others = jax.lax.optimization_barrier((arrays, others))
-        data, first, last_index = arrays
-        return self._replace(data=data, first=first, last_index=last_index), others
+    @property
+    def largest_threshold(self) -> int:
+        """A threshold that no unit reaches, not even one that is kept first."""
+        return largest_ranking_key(self.dtype) + 2
 
     def keys(self) -> jax.Array:
-        """The rank of every unit as an unsigned integer."""
+        """The key of every unit."""
         keys = self.make_keys(*self.data)
         if self.first is None:
             return keys
@@ -102,8 +91,8 @@ class Units(NamedTuple):
     def reversed_index(self) -> jax.Array:
         """The last flat index of the slice minus the unit's own: uint32.
 
-        A lower index is a larger number, so ties too are broken by a search for the
-        largest threshold.
+        A lower index is a larger number here, so ties too are broken by a search for
+        the largest threshold.
         """
         axes = range(len(self.shape))
         index = jnp.expand_dims(self.last_index, axes)
@@ -114,6 +103,49 @@ class Units(NamedTuple):
             index -= jnp.expand_dims(position, others)
             stride *= self.shard.shape[axis]
         return index
+
+    def reaching(self, threshold: jax.Array) -> jax.Array:
+        """Marks the units whose key is at least their slice's threshold, [slices]."""
+        threshold = self.spread(threshold)
+        return self.keys().astype(threshold.dtype) >= threshold
+
+    def kept(self, low: jax.Array, high: jax.Array, start: jax.Array) -> jax.Array:
+        """Marks the units above the ties, and the ties of low enough index.
+
+        Args:
+          low: unsigned [slices], the lowest key of a tied unit.
+          high: unsigned [slices], the keys from here on are above the ties.
+          start: uint32 [slices], the least reversed index of a tie that is kept.
+        """
+        low, high, start = map(self.spread, (low, high, start))
+        keys = self.keys().astype(low.dtype)
+        return (keys >= high) | ((keys >= low) & (self.reversed_index() >= start))
+
+    def count_reaching(self, probes: jax.Array) -> jax.Array:
+        """How many local units reach two probes [2, slices]: uint32 of that shape."""
+        units, probes = self._pinned(probes)
+        return units._sum_pair(*(units.reaching(probe) for probe in probes))
+
+    def count_kept(
+        self, low: jax.Array, high: jax.Array, starts: jax.Array
+    ) -> jax.Array:
+        """How many local units are kept, for two `starts`: uint32 [2, slices]."""
+        units, (low, high, starts) = self._pinned((low, high, starts))
+        return units._sum_pair(*(units.kept(low, high, start) for start in starts))
+
+    def count_marked(self, marked: jax.Array) -> jax.Array:
+        """How many units, all or a sample of them, are marked: uint32 [..., slices].
+
+        Args:
+          marked: bool [..., units], with as many axes for the units as the leaf has.
+        """
+        axes = self._unit_axes(marked.ndim - len(self.shape))
+        return self._of_all_slices(sum_one(marked, axes))
+
+    def pinned_keys(self) -> jax.Array:
+        """The key of every unit, made anew wherever this is called."""
+        units, _ = self._pinned(())
+        return units.keys()
 
     def spread(self, per_slice: jax.Array) -> jax.Array:
         """Numbers [..., slices] of the whole leaf, made to broadcast over units."""
@@ -127,22 +159,28 @@ class Units(NamedTuple):
             per_slice = self.shard.own_part(per_slice, axis, self.shape[axis], position)
         return jnp.expand_dims(per_slice, self._unit_axes(leading))
 
-    def sum_units(self, marked: jax.Array) -> jax.Array:
-        """How many units of each slice are marked: bool [..., units], uint32."""
-        axes = self._unit_axes(marked.ndim - len(self.shape))
-        return self._of_whole_leaf(sum_one(marked, axes))
+    def _pinned(self, others: Any) -> tuple[Units, Any]:
+        """The same units and other arrays, behind an optimization barrier.
 
-    def sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
+        Else XLA would move keys and indices out of a search's loop, or share them
+        between uses, and so write and read arrays as large as the weights.
+        """
+        arrays = (self.data, self.first, self.last_index)
+        arrays, others = jax.lax.optimization_barrier((arrays, others))
+        data, first, last_index = arrays
+        return self._replace(data=data, first=first, last_index=last_index), others
+
+    def _sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
         """How many units of each slice two markings mark: uint32 [2, slices]."""
-        return self._of_whole_leaf(sum_pair(one, other, self._unit_axes(0)))
+        return self._of_all_slices(sum_pair(one, other, self._unit_axes(0)))
 
     def _unit_axes(self, leading: int) -> tuple[int, ...]:
         """The axes of the units of one slice, after so many leading axes."""
         axes = range(len(self.shape))
         return tuple(leading + axis for axis in axes if axis not in self.slice_axes)
 
-    def _of_whole_leaf(self, counts: jax.Array) -> jax.Array:
-        """Counts of local slices as those of all slices, zero elsewhere."""
+    def _of_all_slices(self, counts: jax.Array) -> jax.Array:
+        """Counts [..., slices] of the whole leaf, 0 in slices of other devices."""
         if not self.slice_axes:
             return jnp.expand_dims(counts, counts.ndim)
         counts = self._replicated(counts)
@@ -155,7 +193,7 @@ class Units(NamedTuple):
         """Numbers [..., slices], whole on every device, where the mesh is known.
 
         XLA would lay out the slices of all leaves like those of one, and then the masks
-        of the others so too, in place of like their own parameters.
+        of the others too, instead of like their own parameters.
         """
         nowhere = PartitionSpec(*[None] * numbers.ndim)
         if any(jax.typeof(numbers).sharding.spec):  # in explicit sharding mode alone
@@ -166,76 +204,3 @@ class Units(NamedTuple):
             return numbers
         replicated = NamedSharding(mesh, nowhere)
         return jax.lax.with_sharding_constraint(numbers, replicated)
-
-
-# Which units of a leaf are marked, given thresholds that broadcast over them.
-Marker = Callable[..., jax.Array]
-
-
-def mark(units: Sequence[Units], marker: Marker, *thresholds: jax.Array) -> list[Any]:
-    """Marks the units of every leaf by thresholds, one a slice.
-
-    Args:
-      units: the leaves; the slices of all of them, in order, are the segments.
-      marker: `(leaf, *thresholds) -> bool` of the units' shape.
-      *thresholds: unsigned `[segments]` each.
-
-    Returns:
-      For each leaf, bool of its units' shape.
-    """
-    ends = np.cumsum([leaf.slices for leaf in units])
-    return [
-        marker(leaf, *(leaf.spread(t[end - leaf.slices : end]) for t in thresholds))
-        for leaf, end in zip(units, ends, strict=True)
-    ]
-
-
-def count_pairs(
-    units: Sequence[Units], marker: Marker, *thresholds: jax.Array
-) -> jax.Array:
-    """How many units of every segment are marked, by two probes in one read.
-
-    Args:
-      units: the leaves; the slices of all of them, in order, are the segments.
-      marker: `(leaf, *thresholds) -> bool` of the units' shape.
-      *thresholds: unsigned `[2, segments]` each.
-
-    Returns:
-      uint32 `[2, segments]`, of whole leaves.
-    """
-    ends = np.cumsum([leaf.slices for leaf in units])
-    local = [
-        _count_leaf(leaf, marker, [t[:, end - leaf.slices : end] for t in thresholds])
-        for leaf, end in zip(units, ends, strict=True)
-    ]
-    return sum_over_mesh(units, local)
-
-
-def _count_leaf(
-    leaf: Units, marker: Marker, thresholds: Sequence[jax.Array]
-) -> jax.Array:
-    """The counts of one leaf's local piece: uint32 [2, slices]."""
-    pinned, thresholds = leaf.pinned(list(thresholds))
-    one, other = (
-        marker(pinned, *map(pinned.spread, probe))
-        for probe in zip(*thresholds, strict=True)
-    )
-    return pinned.sum_pair(one, other)
-
-
-def sum_over_mesh(units: Sequence[Units], counts: Sequence[jax.Array]) -> jax.Array:
-    """The counts of whole leaves [..., segments] from those of local pieces.
-
-    Each leaf's counts are summed over the mesh axes that split it and over no others,
-    by one all-reduce for each set of axes. Under `jit` and `pmap` leaves are whole.
-    """
-    split_axes = [leaf.shard.split_axes for leaf in units]
-    totals = list(counts)
-    for axes in sorted(set(split_axes) - {()}):
-        members = [i for i, names in enumerate(split_axes) if names == axes]
-        together = jnp.concatenate([counts[i] for i in members], axis=-1)
-        ends = np.cumsum([units[i].slices for i in members])
-        parts = jnp.split(jax.lax.psum(together, axes), ends[:-1], axis=-1)
-        for i, part in zip(members, parts, strict=True):
-            totals[i] = part
-    return jnp.concatenate(totals, axis=-1)
