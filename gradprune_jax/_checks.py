@@ -52,7 +52,7 @@ def check_power(power: Any) -> Any:
 
 
 def as_number(value: Any) -> float | None:
-    """A scalar as a Python float, None if it is none."""
+    """Converts a scalar to a Python float; returns None if it is not a number."""
     if isinstance(value, str) or np.ndim(value) != 0:
         return None
     try:
@@ -82,7 +82,7 @@ def check_integer(name: str, value: Any, minimum: int) -> Any:
 
 
 def check_window(begin_step: Any, end_step: Any, every: Any) -> tuple[Any, Any, Any]:
-    """The window of mask updates, refused if no update of training falls in it."""
+    """Returns the three numbers, refused if `end_step` is before `begin_step`."""
     begin_step = check_integer("begin_step", begin_step, minimum=0)
     end_step = check_integer("end_step", end_step, minimum=0)
     every = check_integer("every", every, minimum=1)

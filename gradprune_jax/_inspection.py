@@ -42,7 +42,7 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     sizes: dict[str, int] = {}
     for leaf in _tree.named_leaves(_tree.parameters(tree)):
         if is_countable(leaf.value):
-            # The name of all weights together is not to be hidden by a parameter's.
+            # A parameter may be called "total"; it must not replace the total.
             name = leaf.name if leaf.name != "total" else "['total']"
             zeros[name] = _count_zeros(leaf.value)
             sizes[name] = np.size(leaf.value)
@@ -64,8 +64,8 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
         channels; 0 and 1 in Equinox and PyTorch. Leaves without this axis do not count.
 
     Returns:
-      By path the indices of dead channels, int64, in ascending order; of every
-      floating or bool leaf of two or more axes that has any.
+      A dictionary from path to the indices of the dead channels, int64, ascending. Only
+      floating and bool leaves of two or more axes are in it, and only if they have any.
 
     Examples:
       >>> dead_channels({"kernel": jnp.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]])})
@@ -120,8 +120,9 @@ def check_pruned(params: Any, opt_state: Any) -> None:
 
     Args:
       params: the parameters, plain or boxed, as they are after
-        `optax.apply_updates`; or a whole Equinox or nnx model, of which nnx's
-        `nnx.Param` are taken (of others: `nnx.state(model, ...)`). Not under jit.
+        `optax.apply_updates`; or a whole Equinox or nnx model. Of an nnx model its
+        `nnx.Param` are checked; for other variables give `nnx.state(model, ...)`. Not
+        under jit.
       opt_state: the optimizer's state, as for `get_masks`.
 
     Raises:
@@ -197,7 +198,7 @@ _FAILURES = {
 }
 
 
-# Compiled, for op by op each of these would make arrays as large as the leaf.
+# Compiled, because without jit an operation writes an array as large as the leaf.
 
 
 @jax.jit

@@ -28,9 +28,9 @@ def get_masks(opt_state: Any) -> Any:
     Returns:
       A tree like the parameters': bool arrays, True where a weight is kept, and
       `optax.MaskedNode()` where a leaf is dense. Masks of several links are merged:
-      a weight is kept where all of them keep it. From nnx, plain arrays, no variables;
-      `nnx.to_pure_dict` makes a dictionary of them, to map over with that of the
-      parameters.
+      a weight is kept where all of them keep it. From nnx the masks are plain arrays,
+      not variables. To map over parameters and masks together, turn both into
+      dictionaries by `nnx.to_pure_dict`.
 
     Raises:
       ValueError: if there is no pruning state, or several of different trees.
@@ -60,12 +60,13 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
     Args:
       opt_state: a state as for `get_masks`.
       masks: a tree like the parameters': bool arrays, or `optax.MaskedNode()` for
-        a leaf of which everything is kept. Those of leaves that the state holds dense
-        are not used.
+        a leaf of which everything is kept. Masks of leaves that are dense in the state
+        are ignored.
 
     Returns:
-      The state with these masks, placed on devices as the old ones were; where the old
-      ones are NumPy arrays, as they are. A loss that a line search kept is forgotten.
+      The state with these masks, on the devices of the old ones. If the old ones are
+      NumPy arrays, nothing is moved. Losses that line searches stored are set to
+      infinity, so that optax evaluates them again.
 
     Raises:
       ValueError: if the masks do not fit or are not bool.
@@ -96,7 +97,7 @@ def set_masks(opt_state: Any, masks: Any) -> Any:
 
 
 def masks_from_params(params: Any, where: Where | None = None) -> Any:
-    """Masks that keep the weights that are not zero: those of a sparse model.
+    """Makes masks that keep the non-zero weights of a sparse model.
 
     Args:
       params: parameters, plain or boxed; or a whole Equinox or nnx model, of which

@@ -21,7 +21,7 @@ def map_with_masks(fn: Callable[[Any, Any], Any], params: Any, masks: Any) -> An
     the masks of dense leaves are missing.
 
     Args:
-      fn: maps a leaf and its mask, arrays of one shape, to what takes its place.
+      fn: takes a leaf and its mask, two arrays of one shape, and returns the new leaf.
       params: parameters, or a tree like them, plain or boxed; or a whole Equinox or nnx
         model.
       masks: masks as `get_masks` returns them. None, which `equinox.filter` leaves in
@@ -66,8 +66,8 @@ def apply_masks(tree: Any, masks: Any) -> Any:
         leaves in the place of a function, is no mask.
 
     Returns:
-      The tree, zero where a mask is False. A select: NaN is zeroed too. A leaf without
-      a mask is returned as it is; an nnx model as a new one.
+      The tree, zero where a mask is False, also where the weight is NaN. A leaf without
+      a mask is returned unchanged. An nnx model is copied, not changed in place.
 
     Raises:
       ValueError: if the masks do not fit the tree.

@@ -22,8 +22,8 @@ from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
 from gradprune_jax._structures import Structure, check_pattern
 
-# Floors that may be tracers, and what stands for them in a rule that must be hashable:
-# a rule with an output_axis has a min_per_channel.
+# Fields of a rule that may be tracers, and the numbers that replace them while the rule
+# is a static argument. 1, because output_axis is refused beside min_per_channel=0.
 _FLOORS: dict[str, Any] = {"min_density": 0.0, "min_per_channel": 1}
 
 
@@ -49,7 +49,7 @@ def prune(
     Args:
       params: the parameters, plain or boxed.
       sparsity: the fraction of zeros, in [0, 1]; may be a tracer. With `NM`
-        it must be that of the pattern, 1 - keep/of; of a tracer the pattern decides.
+        it must be 1 - keep/of. A tracer is not checked, and N:M keeps its own sparsity.
       where: which parameters to prune, see `Rule`.
       structure: which weights are kept together.
       allocation: `"uniform"`, `"global"` or `"erk"`.
@@ -62,8 +62,8 @@ def prune(
     Returns:
       The pruned parameters, and the masks: bool arrays, True where a weight is kept,
       and `optax.MaskedNode()` where a leaf is dense. May be called under `jit`.
-      NumPy arrays of a dtype that JAX does not compute in, float64 with x64 off, are
-      ranked and returned as what they are.
+      NumPy arrays keep their dtype, also one that JAX would narrow (float64 while x64
+      is off), and are ranked in it.
 
     Raises:
       ValueError: if an argument is not valid, nothing is selected, or a selected leaf

@@ -62,8 +62,8 @@ def sensitivity(
     L_{l, s} = \mathrm{loss}(p_1, \dots, \mathrm{top}_{k(s)}(p_l), \dots)
     $$
 
-    The picture by which people choose targets layer by layer: a curve that rises early
-    is that of a layer to prune less.
+    Use it to choose the sparsity of each layer: prune a layer less if its loss rises
+    early.
 
     Args:
       loss_fn: maps parameters to a scalar; traced twice, for the loss without pruning

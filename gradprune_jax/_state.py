@@ -59,8 +59,9 @@ def check_fits(name: str, leaf: Any, mask: Any) -> None:
 def mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
     """Makes a mask that is laid out over devices as its leaf is; by default all True.
 
-    Under jit in automatic sharding mode a constant has no layout to inherit. A select
-    that XLA cannot decide before it partitions the program ties it to the parameter.
+    Under jit in automatic sharding mode XLA may lay out a constant as it likes. So the
+    mask is selected between a function of the parameter and the constant. The condition
+    is always False, but XLA does not know it, and lays out both alike.
     """
     never = jax.lax.optimization_barrier(jnp.zeros([], bool))
     kept = jnp.ones_like(leaf, dtype=bool)

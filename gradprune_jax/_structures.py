@@ -120,10 +120,10 @@ class NM:
 class Block:
     """Rectangular blocks on the last axes, kept or dropped whole.
 
-    A block's score is the mean or the largest of its weights' magnitudes. Blocks at the
-    far edges may be ragged: they are scored by the weights that they have. Of n blocks
-    a sparsity s keeps n - round(s n), at least one; ties go to the lower block in C
-    order.
+    A block's score is the mean or the largest magnitude of its weights. Where the block
+    does not divide the leaf, the last blocks are smaller, and are scored by the weights
+    that they have. At sparsity s, n - round(s n) of n blocks are kept, at least one. Of
+    blocks with equal scores the first in C order is kept.
 
     Attributes:
       shape: the lengths of a block along the last axes, such as `(4, 4)`; 1 along all

@@ -1,7 +1,8 @@
 """The command line: `gradprune`, or `python -m gradprune_jax`.
 
 Each command is a module: `demo`, `plan`, `report`, `prune`, `pack` (with `unpack`) and
-`diff`. They use the library by its public names, as any user could.
+`diff`. They prune by public names only; files and tables are those of `_files` and
+`_tables`.
 
 - `process` runs the command and ends it cleanly, by a signal too; `group` collects the
   commands, and turns faults of data and files into one line and a status.

@@ -34,8 +34,8 @@ def open_folder(folder: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
     Raises:
       ValueError: if the folder is none of these, or orbax cannot read it.
     """
-    # Both report on the way what is no user's concern: orbax its own affairs, asyncio
-    # each array that was still being read when another one failed.
+    # Users need neither of these logs: orbax writes about its own work, and asyncio
+    # about every read that was under way when another one failed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     folder = _tree_folder(folder.resolve())

@@ -89,7 +89,7 @@ def checked_shape(name: str, shape: Iterable[Any]) -> tuple[int, ...]:
             f"the shape of {name!r} is {shortened(lengths)}; it must be integers of 0 "
             "or more"
         )
-    # An axis of length 0 makes no other one plausible.
+    # A length of 0 must not hide an impossible length of another axis.
     size = math.prod(max(length, 1) for length in lengths)
     if size >= _SIZE or len(lengths) > _AXES:
         said = shortened(lengths)

@@ -117,12 +117,12 @@ def kept_in_the_end(rule: Rule, slices: Sequence[Slice]) -> Any:
 
 
 def may_be_nonzero(number: Any) -> bool:
-    """False only for a number that is known now to be zero."""
+    """Whether a number is not zero, or is traced and so may not be zero."""
     return is_traced(number) or bool(number != 0)
 
 
 def _known(number: Any) -> Any:
-    """A known number as one of NumPy, so that nothing is compiled for it."""
+    """Converts a number to NumPy unless it is traced, so that nothing is compiled."""
     return number if is_traced(number) else np.asarray(number)
 
 

@@ -1,9 +1,9 @@
-"""One rule's step: new masks on its update steps, by a program that is compiled once.
+"""One rule's step: new masks on its update steps, old masks on all others.
 
-Outside `jit` a conditional would be compiled anew at every step, and
-`optax.inject_hyperparams` makes a link anew at every step. So the compiled program
-belongs to this module and is found again by the rule. The traced numbers of a rule are
-arguments of the program.
+Outside `jit`, `lax.cond` would be compiled at every step, and
+`optax.inject_hyperparams` makes a new link at every step. So the compiled function is a
+global of this module, and its cache is keyed by the rule. Traced numbers of the rule
+are passed to it as arguments.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def masks_at_step(
 ) -> list[jax.Array]:
     """The masks of one rule after a step: new ones if it is an update step.
 
-    Rules that are equal have one program. Outside `jit` a number of a rule that changes
-    from step to step makes another rule, which is compiled anew.
+    Equal rules share one compiled function. Outside `jit`, a rule whose numbers change
+    from step to step is compiled at each change.
 
     Args:
       rule: the rule, with a schedule.
@@ -93,7 +93,7 @@ def _split(value: Any) -> tuple[Any, Any]:
 
 
 def _join(known: Any, traced: Any) -> Any:
-    """The rule of which `_split` made two."""
+    """Puts together the two parts that `_split` returned."""
     if traced is None:
         return known
     if not isinstance(traced, dict):

@@ -49,27 +49,27 @@ def plan(
     """A dry run: which parameters are pruned, how far, when, and at what cost.
 
     Args:
-      schedule_or_rules: as for `gradual_prune`, and so the fields of a rule.
+      schedule_or_rules: a schedule or rules, as for `gradual_prune`.
       params: parameters, or their shapes from `jax.eval_shape`.
       total_steps: the number of optimizer updates of the training, to check that the
         last mask update falls within it.
       where: which parameters to prune.
       structure: which weights are kept together.
       allocation: how the sparsity is shared out.
-      stack_axis: the axis along which layers are stacked, in all leaves that are
-        pruned; a rule for stacked leaves and one for others say it apart.
+      stack_axis: the axis along which layers are stacked. It applies to every pruned
+        leaf: where only some are stacked, write one rule for each kind.
       min_density: the fraction that each leaf keeps at least.
       min_per_channel: the weights that each output channel keeps at least.
       output_axis: the axis of output channels; None is the last.
 
     Returns:
-      The plan; `print(plan(...))` shows it as a table, with lines on what looks
-      wrong: weights that no rule matches, and axes that may be others than meant.
+      The plan. `print(plan(...))` shows it as a table, and below it what looks wrong:
+      weights that no rule matches, and axes that may not be the ones you meant.
 
     Raises:
       ValueError: if a rule matches nothing or a leaf that cannot be pruned, the window
-        does not end within `total_steps`, a number is traced, a shape is none, or a
-        leaf is larger than a mask update can rank.
+        does not end within `total_steps`, a number is traced, a shape is not valid, or
+        a leaf is larger than a mask update can rank.
 
     Examples:
       >>> import jax, jax.numpy as jnp

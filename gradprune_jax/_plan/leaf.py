@@ -21,13 +21,13 @@ class LeafPlan:
       structure: which of its weights are kept together, None if it stays dense.
       final_sparsity: the sparsity of its units in the end, 0 if it stays dense; under
         global allocation that of all leaves of the rule together.
-      units: what is counted of it: its weights, blocks or channels.
-      kept_units: those that stay; None where the weights of other leaves decide
-        (global allocation).
-      kept: its weights that stay; None under global allocation, and where blocks of
-        several sizes lie in the leaf.
-      is_missed: whether it stays dense though it is floating and has two axes or more,
-        and no rule, not even one without a schedule, matches it.
+      units: the number of its units: weights, blocks or channels.
+      kept_units: how many units it keeps; None under global allocation, where that
+        depends on the weights of the other leaves.
+      kept: how many weights it keeps; None under global allocation, and where its
+        blocks have several sizes.
+      is_missed: whether no rule matches it, although it is floating and has two axes
+        or more. A rule without a schedule counts as a match.
     """
 
     path: str

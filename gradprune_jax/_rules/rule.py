@@ -43,16 +43,16 @@ class Rule:
         traced sparsity each leaf may keep one unit more or less than with the number.
         N:M has a sparsity of its own, and is uniform always.
       stack_axis: the axis along which layers are stacked (`nn.scan`, `nnx.vmap`).
-        Each slice is pruned as if it were alone, in shape, structure, and, unless
-        the allocation is global, with a threshold of its own. It holds for every
-        leaf of the rule: stacked and other leaves need a rule each.
+        Each layer is pruned as if it were a leaf by itself, with its own threshold
+        unless the allocation is global. It applies to every leaf of the rule: write
+        one rule for stacked leaves and one for the others.
       min_density: under global allocation, the fraction of every leaf that is kept at
         least, in [0, 1], so that no layer collapses. May be a tracer.
-      min_per_channel: the weights that stay at least in every slice along the output
-        axis, whatever the allocation; a slice that has fewer keeps them all. No filter
-        dies then, which layers need that divide a kernel by its own deviation or norm
-        (weight standardisation, WeightNorm). May be a tracer, which is not checked
-        against the structure.
+      min_per_channel: the smallest number of weights that every output channel keeps,
+        under every allocation; a channel with fewer weights keeps all of them. Set it
+        where a layer divides its kernel by its own deviation or norm (weight
+        standardisation, WeightNorm): a channel of zeros would give NaN there. May be a
+        tracer; a tracer is not checked against the structure.
       output_axis: the axis of output channels, for `min_per_channel`; of a stacked
         leaf, an axis of its slices. None is the last, as in Flax, Haiku and Keras;
         kernels of Equinox and PyTorch, (out, in, ...), have 0.
@@ -167,7 +167,7 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
 
 
 def _check_schedule(schedule: Any) -> None:
-    """Refuses what has no mask updates: a number, an optax schedule."""
+    """Refuses all but a SparsitySchedule and None."""
     if schedule is None or isinstance(schedule, SparsitySchedule):
         return
     raise TypeError(
@@ -177,7 +177,7 @@ def _check_schedule(schedule: Any) -> None:
 
 
 def _check_where(where: Any) -> None:
-    """Refuses what selects no leaves: no valid expression, no callable."""
+    """Refuses all but a valid regular expression, a callable and None."""
     if isinstance(where, str):
         try:
             re.compile(where)

@@ -74,11 +74,11 @@ def is_weight(path: _tree.Path, leaf: jax.ShapeDtypeStruct) -> bool:
     - tunix, experts: `gate_proj`, `up_proj`, `down_proj`, `router_logits`
     - MaxText, experts: `wi`, `wi_0`, `wi_1`, `wo`
 
-    `plan` shows what else of two or more axes a model has.
+    `plan` lists the other leaves of two or more axes.
 
     Args:
-      path: the keys that lead to the leaf. Numbers, places in a list, have no part in
-        the names.
+      path: the keys that lead to the leaf. Numbers in it, which are positions in a
+        list, are ignored.
       leaf: anything with a `shape` and a `dtype`.
 
     Returns:

@@ -88,11 +88,12 @@ def one_shot_schedule(final_sparsity: ArrayLike, step: int) -> SparsitySchedule:
 def custom_schedule(
     fn: Callable[[Any], ArrayLike], begin_step: int, end_step: int, every: int = 100
 ) -> SparsitySchedule:
-    """A sparsity that is any function of the step, such as an optax schedule.
+    """Makes a schedule from a function of the step, such as an optax schedule.
 
-    The function is evaluated once for each mask update, when the schedule is made. If
-    its values are tracers, it is evaluated at both ends then, and inside the step.
-    Masks never grow: where the function falls, the sparsity reached stays.
+    The function is called once for each mask update, when the schedule is made. If it
+    returns tracers, it is called at `begin_step` and at `end_step` then, and again
+    inside the training step. Masks never grow: where the function falls, the weights
+    that are pruned already stay pruned.
 
     Args:
       fn: maps a step (int32 scalar) to a sparsity in [0, 1]. It may close over

@@ -98,7 +98,7 @@ class SparsitySchedule:
         return in_window & (on_grid | (step == self.end_step))
 
     def sparsity(self, step: ArrayLike) -> jax.Array:
-        """The sparsity in force at `step`: that of the last mask update up to it.
+        """Returns the sparsity at `step`, which changes at mask updates only.
 
         With concrete fields it is read from a table of one value for each mask update,
         computed in float64 and rounded once to float32. On the device the polynomial
@@ -183,7 +183,7 @@ def progress(schedule: SparsitySchedule, step: ArrayLike) -> jax.Array:
 
     def done(sparsity: Any) -> Any:
         if not is_traced(difference) and difference == 0:
-            return 0.0 * sparsity  # nothing to go: it jumps at the end
+            return 0.0 * sparsity  # both ends are equal: 0 until `end_step` sets 1
         share = (sparsity - initial) / difference
         return jnp.clip(share, 0, 1) if is_traced(share) else min(max(share, 0.0), 1.0)
 

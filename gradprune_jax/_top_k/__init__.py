@@ -17,8 +17,11 @@ Glossary:
   all slices are one group.
 - key: the unsigned integer that ranks a unit, larger for larger magnitudes, and 0 for a
   unit that is pruned already.
-- threshold: a number between keys. A unit reaches it if its key is at least as large.
-- probe: a threshold for which a pass over the data counts the units that reach it.
+- threshold: an integer. A unit reaches it if its key is at least as large.
+- probe: a threshold that a pass over the data tries: it counts the units that reach it.
+- bracket: the two thresholds between which a group's wanted threshold lies.
+- tie: a unit whose key equals the threshold that was found.
+- live, pruned: a unit whose mask is True, or False.
 """
 
 from gradprune_jax._top_k.counts import LARGEST_COUNT as LARGEST_COUNT

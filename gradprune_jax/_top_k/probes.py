@@ -37,7 +37,7 @@ def along_line(state: State) -> Probes:
     distance = jnp.maximum(0.7 * deviation, 0.5) * reach
 
     def at(rank: jax.Array) -> jax.Array:
-        """The threshold on the line that so many units fewer than `low` reach."""
+        """The threshold that `rank` units fewer reach than `low`, by the line."""
         # Below one by more than the rounding of the product, so within the width.
         fraction = jnp.minimum(rank / units, 1 - 2.0**-20)
         return low + (fraction * width).astype(low.dtype)

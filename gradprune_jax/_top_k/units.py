@@ -192,8 +192,8 @@ class Units(NamedTuple):
     def _replicated(self, numbers: jax.Array) -> jax.Array:
         """Numbers [..., slices], whole on every device, where the mesh is known.
 
-        XLA would lay out the slices of all leaves like those of one, and then the masks
-        of the others too, instead of like their own parameters.
+        Else XLA would give the numbers of all leaves the layout of one leaf, and then
+        the masks of the other leaves that layout too.
         """
         nowhere = PartitionSpec(*[None] * numbers.ndim)
         if any(jax.typeof(numbers).sharding.spec):  # in explicit sharding mode alone

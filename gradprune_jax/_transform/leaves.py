@@ -48,11 +48,11 @@ class LeafUpdate(NamedTuple):
         return self.update is not None and not is_dense(self.mask)
 
     def zeroed(self) -> Any:
-        """The update where the weight lives, minus the weight where it is pruned.
+        """Returns `update` where the weight is live, and `-weight` where it is pruned.
 
-        A select, not a product: a product keeps NaN, makes -0.0, and rounds live
-        weights. In the wider of the two dtypes, or the weight would not cancel to the
-        last bit.
+        Selected, not multiplied by the mask: a product would keep NaN, give -0.0, and
+        round the updates of live weights. Computed in the wider of the two dtypes, so
+        that `weight + (-weight)` is exactly zero.
         """
         if not self.is_pruned:
             return self.update

@@ -1,8 +1,8 @@
-"""Line searches: the losses that optax keeps, made those of the masked parameters.
+"""Line searches: keep the loss that optax stores equal to that of pruned parameters.
 
-A line search keeps the loss and the gradient at the parameters that it found, and
-`optax.value_and_grad_from_state` gives them back in the next step. Pruning changes
-these parameters afterwards.
+A line search stores the loss and the gradient at the parameters that it found, and
+`optax.value_and_grad_from_state` reuses them in the next step. Pruning changes these
+parameters afterwards, so the stored loss would be wrong.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def of_masked_loss(
 
 
 def forget_losses(state: Any, are_stale: Callable[[], Any]) -> Any:
-    """Forgets the losses in an optimizer's state that new masks make untrue.
+    """Sets stored losses to infinity where new masks have made them wrong.
 
     `optax.value_and_grad_from_state` evaluates a loss again where it is infinite.
 

@@ -85,9 +85,9 @@ def gradual_prune(
         holds for every leaf that is pruned: stacked and other leaves need a rule each.
         Under `optax.inject_hyperparams` it must be in `static_args`.
       min_density: under global allocation, the fraction that each leaf keeps at least.
-      min_per_channel: the weights that stay at least in every output channel. Without
-        it a whole filter may die, and a layer that divides its kernel by its own
-        deviation or norm (weight standardisation, WeightNorm) then gives NaN.
+      min_per_channel: the smallest number of weights that every output channel keeps.
+        Set it where a layer divides its kernel by its own deviation or norm (weight
+        standardisation, WeightNorm): a channel of zeros would give NaN there.
       output_axis: the axis of output channels, None for the last. Under
         `optax.inject_hyperparams` it must be in `static_args`.
       partition_specs: only inside `jax.shard_map`, where parameters are local

@@ -32,7 +32,7 @@ def with_gradual_prune(
     output_axis: int | None = None,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Wraps an optimizer, so that it sees live weights only, and prunes after it.
+    r"""Wraps an optimizer: masks its gradients, and prunes its updates.
 
     The gradient is masked before the optimizer, with the masks as they stood before
     the step, as in a forward pass of weight times mask. So momentum and global-norm
@@ -45,7 +45,7 @@ def with_gradual_prune(
 
     Args:
       inner: the optimizer, a whole chain with clipping for example.
-      schedule_or_rules: as for `gradual_prune`, and so all other arguments.
+      schedule_or_rules: as for `gradual_prune`. The arguments below are the same too.
       where: which parameters to prune.
       structure: which weights are kept together.
       allocation: how the sparsity is shared out.

@@ -1,6 +1,6 @@
-"""After training: what zeros save in a file, and in a matrix product.
+"""Exports of a pruned model: small files, and arrays for sparse products.
 
-The zeros are in the parameters already; here they stop to take space.
+The parameters contain the zeros already. These functions store only the rest.
 
 - `storage_report` measures: the bytes of every parameter dense, as bit mask, CSR, COO
   and N:M, and compressed.

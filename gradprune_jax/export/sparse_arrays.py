@@ -18,9 +18,9 @@ from gradprune_jax._rules import is_weight
 def to_bcoo(params: Any, *, max_density: float = 0.5) -> Any:
     """Convert sparse kernels to `BCOO` arrays: non-zeros and their indices.
 
-    For `kernel @ x` and its like, outside Flax modules, whose layers want arrays. A
-    sparse product is faster than a dense one only at densities of a few per cent, and
-    on a CPU or GPU; measure it.
+    For products such as `kernel @ x` that you write yourself: Flax layers need dense
+    arrays. A sparse product is faster than a dense one only at densities of a few per
+    cent, and only on CPUs and GPUs; measure it.
 
     Args:
       params: parameters, plain or boxed; not traced.

@@ -50,7 +50,7 @@ def save_sparse(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write parameters to one safetensors file, sparse ones as non-zeros and bits.
+    """Write parameters to one safetensors file that stores no zeros of sparse arrays.
 
     A leaf with at most `max_density` non-zeros becomes `<name>.compressed`, its
     non-zeros in C order, `<name>.bitmask`, a bit for every weight, `<name>.shape`

@@ -35,9 +35,9 @@ class LeafStorage:
       size: the number of weights.
       nonzero: those that sparse layouts store: all that are not +0.0.
       negative_zeros: how many of these are -0.0, as `weight * mask` leaves them.
-      in_pattern: the fraction of groups of the report's N:M that have no more than N
-        weights that are not zero; None where groups do not fit the shape.
-      nbytes: by layout; None where a layout does not fit.
+      in_pattern: the fraction of the N:M groups with at most N non-zero weights; None
+        where groups do not fit the shape.
+      nbytes: the bytes in each layout; None where a layout does not fit.
     """
 
     path: str

@@ -2,13 +2,13 @@
 
 - `tabulate` is a table of parameters or masks, drawn by rich.
 - `plot_schedule` shows what will happen: sparsity over the steps of a training.
-- `plot_sparsity` and `plot_masks` show what did: the zeros of each parameter, and
-  where they are.
+- `plot_sparsity` and `plot_masks` show the result: how many weights of each parameter
+  are zero, and which.
 - `plot_sensitivity` and `plot_tradeoff` help to choose: the loss as one parameter is
   pruned, and a metric against the number of weights that are left.
 
-Every `plot_*` returns a figure of matplotlib for `figure.savefig`, which belongs to no
-window and to no global state; in a notebook it shows itself.
+Every `plot_*` returns a matplotlib figure: save it by `figure.savefig`, or let a
+notebook show it. It opens no window and does not change pyplot's state.
 
 Needs the extra `report`: `pip install "gradprune_jax[report]"`.
 """

@@ -86,9 +86,9 @@ def plot_tradeoff(
     """Draw a metric against the number of non-zero parameters, on a log scale.
 
     Args:
-      curves: by name, points of non-zeros and the metric; of several runs (seeds), the
-        metric is a sequence, drawn as its mean and range. A third entry, if there is
-        one, is written beside the point.
+      curves: for each name the points `(non-zeros, metric)` or `(non-zeros, metric,
+        label)`. For several runs (seeds) the metric is a sequence, and is drawn as its
+        mean and range. The label is written beside the point.
       metric: what the metric is called.
       title: a line above the picture.
 
