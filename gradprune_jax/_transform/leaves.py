@@ -21,6 +21,13 @@ from gradprune_jax._state import check_fits, is_dense
 from gradprune_jax._top_k import Shard, wider_dtype
 from gradprune_jax._transform.partition_specs import shards
 
+# What is wrong where trees do not fit together.
+_UPDATES = "the updates' tree does not fit the parameters':"
+_MASKS = (
+    "the masks' tree does not fit the parameters'; was the state made by init on the "
+    "same parameters?"
+)
+
 
 class LeafUpdate(NamedTuple):
     """One leaf of an update.
@@ -39,15 +46,15 @@ class LeafUpdate(NamedTuple):
     weight: Any
     update: Any
     mask: Any
-    shard: Shard | None = None
-    rule: int | None = None
+    shard: Shard
+    rule: int | None
 
     @property
     def is_pruned(self) -> bool:
         """Whether the leaf has a mask, and an update to be masked."""
         return self.update is not None and not is_dense(self.mask)
 
-    def zeroed(self) -> Any:
+    def new_update(self) -> Any:
         """Returns `update` where the weight is live, and `-weight` where it is pruned.
 
         Selected, not multiplied by the mask: a product would keep NaN, give -0.0, and
@@ -67,12 +74,23 @@ class LeafUpdate(NamedTuple):
             ) from None
         return select(self.mask, update.astype(dtype), -self.weight.astype(dtype))
 
-    def masked(self, gradient: Any) -> Any:
+    def zero_pruned(self, gradient: Any) -> Any:
         """A gradient of the leaf where the weight lives, zero where it is pruned."""
         if not self.is_pruned:
             return gradient
         gradient = self._fitting("gradient", gradient)
         return select(self.mask, gradient, jnp.zeros_like(gradient))
+
+    def check(self) -> None:
+        """Refuses a mask without an update, or one that does not fit its weight."""
+        if self.update is None:
+            if jax.tree.leaves(self.mask):
+                raise ValueError(
+                    f"{self.name!r} is pruned but its update is None. To leave it as "
+                    "it is, leave it dense: Rule(None, where=...)."
+                )
+        elif not is_dense(self.mask):
+            check_fits(self.name, self.weight, self.mask)
 
     def _fitting(self, what: str, array: Any) -> jax.Array:
         """The update or gradient of a pruned leaf, refused if it has another shape."""
@@ -98,17 +116,19 @@ class UpdateTree(NamedTuple):
 
     def updates(self) -> Any:
         """The updates, zeroed where a weight is pruned."""
-        return self.treedef.unflatten([leaf.zeroed() for leaf in self.leaves])
+        return self.treedef.unflatten([leaf.new_update() for leaf in self.leaves])
 
     def masks(self) -> Any:
         """The masks, as a state holds them."""
         return self.treedef.unflatten([leaf.mask for leaf in self.leaves])
 
-    def mask(self, tree: Any) -> Any:
+    def zero_pruned(self, tree: Any) -> Any:
         """Gradients, or parameters, with zeros where a weight is pruned."""
-        own = _flatten_updates(self.treedef, tree)
+        own = _flatten(self.treedef, tree, _UPDATES)
         pairs = zip(self.leaves, own, strict=True)
-        return self.treedef.unflatten([leaf.masked(array) for leaf, array in pairs])
+        return self.treedef.unflatten(
+            [leaf.zero_pruned(array) for leaf, array in pairs]
+        )
 
 
 def pair_leaves(
@@ -146,33 +166,25 @@ def pair_leaves(
     treedef: Any = jax.tree.structure(
         updates if is_partial else params, is_leaf=_is_none
     )
-    own_updates = _flatten_updates(treedef, updates)
-    own_params = _flatten_updates(treedef, params)
-    own_masks = _flatten_masks(treedef, masks)
-    present = as_arrays(
-        treedef.unflatten(
-            [
-                None if update is None else weight
-                for update, weight in zip(own_updates, own_params, strict=True)
-            ]
-        )
-    )
-    named = _tree.named_leaves(present)
-    placement = shards(present, partition_specs)
+    own_updates = _flatten(treedef, updates, _UPDATES)
+    own_params = _flatten(treedef, params, _UPDATES)
+    own_masks = _flatten(treedef, masks, _MASKS)
+    pairs = zip(own_params, own_updates, strict=True)
+    present = as_arrays(treedef.unflatten([None if u is None else p for p, u in pairs]))
+    named = _tree.named_leaves(present, _is_none)
+    if len(named) != len(own_updates):
+        raise ValueError(f"{_UPDATES} an update has several parameters in its place.")
+    placement = shards(present, partition_specs, is_leaf=_is_none)
     shapes = [shard.shape for shard in placement]
     assigned = assign(rules, named, shapes, all_match=False)  # some may be absent
-    found = iter(zip(named, placement, assigned, strict=True))
-    names = _tree.named_leaves(treedef.unflatten(range(treedef.num_leaves)))
-    leaves = []
-    for place, update, mask in zip(names, own_updates, own_masks, strict=True):
-        if update is None:
-            _check_not_pruned(place.name, mask)
-            leaves.append(LeafUpdate(place.name, None, None, mask))
-            continue
-        leaf, shard, rule = next(found)
-        if not is_dense(mask):
-            check_fits(leaf.name, leaf.value, mask)
-        leaves.append(LeafUpdate(leaf.name, leaf.value, update, mask, shard, rule))
+    leaves = [
+        LeafUpdate(leaf.name, leaf.value, update, mask, shard, rule)
+        for leaf, update, mask, shard, rule in zip(
+            named, own_updates, own_masks, placement, assigned, strict=True
+        )
+    ]
+    for leaf in leaves:
+        leaf.check()
     return UpdateTree(leaves, treedef)
 
 
@@ -193,34 +205,12 @@ def check_given(params: optax.Params | None) -> None:
         )
 
 
-def _flatten_updates(treedef: Any, tree: Any) -> list[Any]:
+def _flatten(treedef: Any, tree: Any, problem: str) -> list[Any]:
     """The parts of a tree that stand at the leaves of the reference tree."""
     try:
         return treedef.flatten_up_to(tree)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the updates' tree does not fit the parameters': {error}"
-        ) from None
-
-
-def _flatten_masks(treedef: Any, masks: Any) -> list[Any]:
-    """The masks of a state that stand at the leaves of the reference tree."""
-    try:
-        return treedef.flatten_up_to(masks)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            "the masks' tree does not fit the parameters'; was the state made by "
-            f"init on the same parameters? {error}"
-        ) from None
-
-
-def _check_not_pruned(name: str, mask: Any) -> None:
-    """Refuses a leaf that has a mask and no update."""
-    if jax.tree.leaves(mask):
-        raise ValueError(
-            f"{name!r} is pruned but its update is None. To leave it as it is, leave "
-            "it dense: Rule(None, where=...)."
-        )
+        raise ValueError(f"{problem} {error}") from None
 
 
 def _is_none(node: Any) -> bool:

@@ -223,26 +223,22 @@ def _with_new_masks(
     rules: Sequence[Rule], step: jax.Array, tree: UpdateTree
 ) -> UpdateTree:
     """The leaves with the masks that hold after a step of every rule."""
-    leaves = list(tree.leaves)
-    _check_rules(leaves)
-    placement = [leaf.shard for leaf in leaves if leaf.shard is not None]
-    step = after(step, [leaf.update for leaf in leaves], placement)
+    _check_rules(tree.leaves)
+    placement = [leaf.shard for leaf in tree.leaves]
+    step = after(step, [leaf.update for leaf in tree.leaves], placement)
+    new: dict[str, jax.Array] = {}
     for position, rule in enumerate(rules):
-        own = [i for i, leaf in enumerate(leaves) if leaf.rule == position]
+        own = [leaf for leaf in tree.leaves if leaf.rule == position]
         if not own:
             continue
-        masks = masks_at_step(rule, step, [_pruned(leaves[i]) for i in own])
-        for i, mask in zip(own, masks, strict=True):
-            leaves[i] = leaves[i]._replace(mask=mask)
+        masks = masks_at_step(
+            rule, step, [PrunedLeaf(leaf.weight, leaf.mask, leaf.shard) for leaf in own]
+        )
+        new |= {leaf.name: mask for leaf, mask in zip(own, masks, strict=True)}
         if position + 1 < len(rules):
             step = after(step, masks, placement)
+    leaves = [leaf._replace(mask=new.get(leaf.name, leaf.mask)) for leaf in tree.leaves]
     return tree._replace(leaves=leaves)
-
-
-def _pruned(leaf: LeafUpdate) -> PrunedLeaf:
-    """What a mask update needs of a leaf."""
-    assert leaf.shard is not None  # as of every leaf that has an update
-    return PrunedLeaf(leaf.weight, leaf.mask, leaf.shard)
 
 
 def _check_rules(leaves: Sequence[LeafUpdate]) -> None:

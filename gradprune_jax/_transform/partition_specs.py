@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,11 @@ from gradprune_jax._top_k import Shard, axis_size, whole
 
 
 def shards(
-    tree: Any, partition_specs: Any, *, may_be_whole: bool = False
+    tree: Any,
+    partition_specs: Any,
+    *,
+    may_be_whole: bool = False,
+    is_leaf: Callable[[Any], bool] | None = None,
 ) -> list[Shard]:
     """The shard of each leaf of a tree.
 
@@ -24,6 +29,8 @@ def shards(
         None where every leaf is whole.
       may_be_whole: whether leaves outside `shard_map` are whole, in spite of the specs;
         else that is an error.
+      is_leaf: nodes to take as leaves, as in `jax.tree.leaves`. None as a leaf is
+        whole.
 
     Returns:
       One `Shard` for each leaf.
@@ -31,12 +38,14 @@ def shards(
     Raises:
       ValueError: if the specs do not fit the tree, or name an axis that is not there.
     """
-    leaves = _tree.named_leaves(tree)
+    leaves = _tree.named_leaves(tree, is_leaf)
     if partition_specs is None or (may_be_whole and not manual_axes()):
         return [whole(np.shape(leaf.value)) for leaf in leaves]
-    specs = _broadcast_prefix(partition_specs, tree)
+    specs = _broadcast_prefix(partition_specs, tree, is_leaf)
     return [
-        _shard(leaf.name, np.shape(leaf.value), spec)
+        whole(())
+        if leaf.value is None
+        else _shard(leaf.name, np.shape(leaf.value), spec)
         for leaf, spec in zip(leaves, specs, strict=True)
     ]
 
@@ -68,7 +77,9 @@ def _shard(name: str, local_shape: tuple[int, ...], spec: PartitionSpec) -> Shar
     return Shard(tuple(shape), axis_names)
 
 
-def _broadcast_prefix(partition_specs: Any, tree: Any) -> list[PartitionSpec]:
+def _broadcast_prefix(
+    partition_specs: Any, tree: Any, is_leaf: Callable[[Any], bool] | None
+) -> list[PartitionSpec]:
     """One spec for each leaf of the tree, from a tree of specs or a prefix of it."""
 
     def is_spec(node: Any) -> bool:
@@ -91,5 +102,5 @@ def _broadcast_prefix(partition_specs: Any, tree: Any) -> list[PartitionSpec]:
                 "jax.sharding.PartitionSpec."
             )
         whole_spec = PartitionSpec() if spec is None else spec
-        specs += [whole_spec] * len(jax.tree.leaves(subtree))
+        specs += [whole_spec] * len(jax.tree.leaves(subtree, is_leaf=is_leaf))
     return specs

@@ -99,10 +99,10 @@ def with_gradual_prune(
         params = as_arrays(params)
         tree = pair_leaves(updates, state.prune_state.masks, params)
         updates, inner_state = inner.update(
-            tree.mask(updates),
+            tree.zero_pruned(updates),
             state.inner_state,
             params,
-            **of_masked_loss(extra_args, tree.mask),
+            **of_masked_loss(extra_args, tree.zero_pruned),
         )
         updates, prune_state = prune.update(updates, state.prune_state, params)
         step = state.prune_state.count
