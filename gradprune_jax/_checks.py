@@ -11,18 +11,14 @@ import numpy as np
 LAST_STEP = np.iinfo(np.int32).max
 
 
-def enable_x64() -> Any:
-    """A context in which JAX computes in 64 bits; newer JAX has it in another place."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # type: ignore[attr-defined]
-
-    return enable_x64()
-
-
 def is_traced(value: Any) -> bool:
     """Whether a value is known only when the compiled program runs."""
     return isinstance(value, jax.core.Tracer)
+
+
+def may_be_nonzero(number: Any) -> bool:
+    """Whether a number is not zero, or is traced and so may not be zero."""
+    return is_traced(number) or bool(number != 0)
 
 
 def check_fraction(name: str, value: Any, hint: str = "") -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from gradprune_jax._structures import (
-    LARGEST_GROUP,
+    LARGEST_NM_GROUP,
     NM,
     Block,
     Channel,
@@ -113,7 +113,9 @@ def _group_shape(shape: Shape, of: int, axis: int) -> Shape:
 
 def _nearest_group(length: int, of: int) -> str:
     """The advice for a length that `of` does not divide: the nearest that does."""
-    fitting = [n for n in range(2, min(length, LARGEST_GROUP) + 1) if length % n == 0]
+    fitting = [
+        n for n in range(2, min(length, LARGEST_NM_GROUP) + 1) if length % n == 0
+    ]
     if not fitting:
         return "no group does, leave this leaf out of the rule"
     nearest = min(fitting, key=lambda n: (abs(n - of), n))

@@ -21,15 +21,17 @@ def laid_out_like(mask: jax.Array, weight: jax.Array) -> jax.Array:
     return resharded(mask, wanted.mesh, wanted.spec)
 
 
-def select(mask: jax.Array, kept: Any, other: Any) -> jax.Array:
+def where_laid_out(mask: jax.Array, kept: Any, other: Any) -> jax.Array:
     """`kept` where the mask is True, else `other`, whatever their layouts."""
     if _are_alike(mask, kept) and _are_alike(other, kept):
         return jnp.where(mask, kept, other)
-    return _select_laid_out(mask, kept, other)
+    return _where_in_one_layout(mask, kept, other)
 
 
 @jax.jit
-def _select_laid_out(mask: jax.Array, kept: jax.Array, other: jax.Array) -> jax.Array:
+def _where_in_one_layout(
+    mask: jax.Array, kept: jax.Array, other: jax.Array
+) -> jax.Array:
     return jnp.where(laid_out_like(mask, kept), kept, laid_out_like(other, kept))
 
 

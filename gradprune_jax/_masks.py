@@ -133,6 +133,11 @@ def _is_state(node: Any) -> bool:
     return isinstance(node, GradualPruneState)
 
 
+def has_masks(tree: Any) -> bool:
+    """Whether a tree is an optimizer's state with pruning in it."""
+    return any(map(_is_state, jax.tree.leaves(tree, is_leaf=_is_state)))
+
+
 def prune_states(opt_state: Any) -> list[GradualPruneState]:
     """Every pruning state inside an optimizer's state: one at least."""
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_state)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _tree
-from gradprune_jax._layouts import select
+from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._state import check_fits, is_dense
 
 
@@ -192,4 +192,4 @@ def _check_arrays(name: str, leaf: Any, mask: Any) -> None:
 
 def _zeroed(leaf: Any, mask: Any) -> jax.Array:
     """The leaf where its mask is True, else +0.0."""
-    return select(mask, leaf, jnp.zeros_like(leaf))
+    return where_laid_out(mask, leaf, jnp.zeros_like(leaf))

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from gradprune_jax import _tree
-from gradprune_jax._checks import check_sparsity, enable_x64, is_traced
-from gradprune_jax._layouts import select
+from gradprune_jax._checks import check_sparsity, is_traced
+from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
@@ -92,12 +92,21 @@ def prune(
     pruned: list[Any] = [leaf.value for leaf in leaves]
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)
     wide = any(_is_wide(pruned[i]) for i in own)
-    with enable_x64() if wide else contextlib.nullcontext():
+    with _enable_x64() if wide else contextlib.nullcontext():
         selected = _select_masks(rule, [jnp.asarray(pruned[i]) for i in own])
     for i, mask in zip(own, selected, strict=True):
         pruned[i], masks[i] = _zeroed(pruned[i], mask), mask
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten(pruned), treedef.unflatten(masks)
+
+
+def _enable_x64() -> Any:
+    """A context in which JAX computes in 64 bits; newer JAX has it in another place."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # type: ignore[attr-defined]
+
+    return enable_x64()
 
 
 def _is_wide(leaf: Any) -> bool:
@@ -115,7 +124,7 @@ def _zeroed(leaf: Any, mask: jax.Array) -> Any:
     if _is_wide(leaf) and not is_traced(mask):
         return np.where(mask, leaf, np.zeros_like(leaf))
     weights = jnp.asarray(leaf)
-    return select(mask, weights, jnp.zeros_like(weights))
+    return where_laid_out(mask, weights, jnp.zeros_like(weights))
 
 
 def _select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
@@ -147,5 +156,5 @@ def _compiled_select(
         for name, value in arguments.items()
     }
     rule = dataclasses.replace(rule, **fields)
-    leaves = [PrunedLeaf.dense(leaf) for leaf in weights]
+    leaves = [PrunedLeaf.unpruned(leaf) for leaf in weights]
     return update_masks(rule, jnp.int32(0), leaves)

@@ -153,7 +153,7 @@ def _pruned_to(rule: Rule, sparsities: jax.Array, weights: jax.Array) -> jax.Arr
         (mask,) = update_masks(
             dataclasses.replace(rule, schedule=schedule),
             jnp.int32(0),
-            [PrunedLeaf.dense(weights)],
+            [PrunedLeaf.unpruned(weights)],
         )
         return jnp.where(mask, weights, jnp.zeros_like(weights))
 

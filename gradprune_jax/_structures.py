@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 Pool = Literal["mean", "max"]
 
 # The weights of an N:M group are counted in the float32 arithmetic of sparsities.
-LARGEST_GROUP = 256
+LARGEST_NM_GROUP = 256
 # Sparsities are written as decimals, such as 0.333333 for 2:3.
 TOLERANCE = 1e-6
 
@@ -101,10 +101,10 @@ class NM:
     def __post_init__(self) -> None:
         for name in ("keep", "of", "axis"):
             object.__setattr__(self, name, _integer(name, getattr(self, name)))
-        if not 2 <= self.of <= LARGEST_GROUP:
+        if not 2 <= self.of <= LARGEST_NM_GROUP:
             raise ValueError(
                 f"of is {self.of}, the weights of a group of NM; it must be in "
-                f"[2, {LARGEST_GROUP}]."
+                f"[2, {LARGEST_NM_GROUP}]."
             )
         if not 1 <= self.keep < self.of:
             raise ValueError(
@@ -208,6 +208,13 @@ class Channel:
 
 Structure = Unstructured | NM | Block | Channel
 """Any of the structures: what `structure` of a rule may be, besides None."""
+
+
+def counted(structure: Structure | None) -> Structure:
+    """The structure whose blocks are counted as units: single weights under N:M."""
+    if structure is None or isinstance(structure, NM):
+        return Unstructured()
+    return structure
 
 
 def check_pattern(name: str, sparsity: Any, structure: Structure | None) -> None:

@@ -90,14 +90,14 @@ def share(part: int, whole: int) -> str:
     return f"{round(percent, 1):g} %"
 
 
-def some_of(names: Sequence[str], most: int = 3) -> str:
+def some_of(names: Sequence[str]) -> str:
     """List the first names of several in quotes, and say how many more there are.
 
     Examples:
-      >>> some_of(["a/w", "b/w", "c/w"], most=2)
-      "'a/w', 'b/w' and 1 more"
+      >>> some_of(["a/w", "b/w", "c/w", "d/w"])
+      "'a/w', 'b/w', 'c/w' and 1 more"
     """
-    return first_of([*map(repr, names)], most)
+    return first_of([*map(repr, names)])
 
 
 def first_of(texts: Sequence[str], most: int = 3) -> str:

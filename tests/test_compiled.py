@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import gradprune_jax as gp
-from gradprune_jax._mask_update import step as _rule_step
+from gradprune_jax._mask_update import step as mask_step
 
 SCHEDULE = gp.polynomial_schedule(0.9, 0, 40, every=4)
 PARAMS = {"a": {"kernel": jnp.ones((64, 32))}, "b": {"kernel": jnp.ones((32, 48))}}
@@ -47,9 +47,9 @@ def test_traces_once_in_a_run_of_any_length():
 def test_outside_jit_a_mask_update_is_compiled_once(monkeypatch):
     """A conditional was compiled at every call, for half a second a step."""
     traces = []
-    update_masks = _rule_step.update_masks
+    update_masks = mask_step.update_masks
     monkeypatch.setattr(
-        _rule_step,
+        mask_step,
         "update_masks",
         lambda *arguments: (traces.append(None), update_masks(*arguments))[1],
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.keys import largest_key, magnitude_keys
-from gradprune_jax._top_k.probes import along_line, around, thirds_then_line
+from gradprune_jax._top_k.policies import along_line, around, thirds_then_line
 from gradprune_jax._top_k.search import FREE_PASSES, Bracket, Groups, Probes, search
 
 TOP = largest_key(jnp.float32) + 3  # as the selection starts: above what none reaches

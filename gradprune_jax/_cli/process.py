@@ -8,9 +8,9 @@ import signal
 import sys
 from typing import Any
 
-from gradprune_jax._cli import group as _group
+from gradprune_jax._cli import group
 
-# Those that end a run; Windows has no SIGHUP.
+# Those that end a run; LocalBlocks has no SIGHUP.
 _SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -25,10 +25,10 @@ class _Ended(SystemExit):
 def main() -> None:
     """Run the command; without the extra `cli`, say how to install it."""
     try:
-        command = _group.build()
+        command = group.build()
     except ImportError as error:
         # Only the extra's own libraries: a broken module must not look like these.
-        if (error.name or "").partition(".")[0] not in _group.LIBRARIES:
+        if (error.name or "").partition(".")[0] not in group.LIBRARIES:
             raise
         print(
             f'gradprune needs {error.name}: pip install "gradprune_jax[cli]"',

@@ -5,7 +5,7 @@ schedule (`step`) it recomputes the masks (`update`): `allocation` says how many
 each leaf keeps (`erk`, `floors`, with exact rounding in `rounding`), `scores` by which
 keys the units are ranked, and the exact k largest are found by `_top_k`. N:M selects
 within its groups alone (`nm`). `blocks` cuts a leaf into the blocks of its structure,
-`windows` and `means` reduce each of them to one score.
+`pooling` and `means` reduce each of them to one score.
 
 A new score goes into `scores`, a new allocation into `allocation`.
 """

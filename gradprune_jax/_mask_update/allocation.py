@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gradprune_jax._checks import is_traced
+from gradprune_jax._checks import is_traced, may_be_nonzero
 from gradprune_jax._mask_update.erk import erk_kept
 from gradprune_jax._mask_update.floors import channel_floors, density_floors
 from gradprune_jax._mask_update.rounding import kept_count
@@ -74,7 +73,7 @@ def allocate(rule: Rule, slices: Sequence[Slice], step: Any) -> Budget:
     if may_be_nonzero(rule.min_per_channel):
         of_channels = channel_floors(rule.min_per_channel, slices)
         channels = np.array([each.output_channels for each in slices], np.uint32)
-        least = dataclasses.replace(of_channels, low=of_channels.low * channels)
+        least = Count.of_uint32(of_channels.low * channels)
     if together and may_be_nonzero(rule.min_density):
         floors = density_floors(rule.min_density, slices)
         least = of_slices = floors if least is None else maximum(floors, least)
@@ -114,11 +113,6 @@ def kept_in_the_end(rule: Rule, slices: Sequence[Slice]) -> Any:
             allocate(rule, slices, step).kept for step in (sparsest, schedule.end_step)
         )
         return minimum(at_peak, at_end).integers()
-
-
-def may_be_nonzero(number: Any) -> bool:
-    """Whether a number is not zero, or is traced and so may not be zero."""
-    return is_traced(number) or bool(number != 0)
 
 
 def _known(number: Any) -> Any:

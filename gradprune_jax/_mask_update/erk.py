@@ -94,7 +94,7 @@ def erk_kept(
         density = 1 - max(float(initial), float(final))
         densities = erk_densities(slices, density, 1 - float(initial))
         least = int(final < 1)
-        kept_in_the_end = Count.of(
+        last = Count.of(
             [
                 max(round(float(own) * size), min(size, least))
                 for own, size in zip(densities, sizes, strict=True)
@@ -105,7 +105,6 @@ def erk_kept(
         most = 1 - schedule.initial_sparsity
         density = jnp.minimum(1 - schedule.final_sparsity, most)
         densities = erk_densities(slices, density, most)
-        kept_in_the_end = kept_count(sizes, 1 - densities)
-    kept_at_first = kept_count(sizes, initial)
-    to_prune = kept_at_first - minimum(kept_in_the_end, kept_at_first)
-    return kept_at_first - rounded_product(to_prune, progress)
+        last = kept_count(sizes, 1 - densities)
+    first = kept_count(sizes, initial)
+    return first - rounded_product(first - minimum(last, first), progress)

@@ -26,6 +26,6 @@ class PrunedLeaf:
     shard: Shard = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def dense(cls, weights: jax.Array) -> PrunedLeaf:
+    def unpruned(cls, weights: jax.Array) -> PrunedLeaf:
         """A whole leaf of which nothing is pruned yet."""
         return cls(weights, jnp.ones_like(weights, dtype=bool), whole(weights.shape))

@@ -25,14 +25,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradprune_jax._mask_update.windows import Windows
+from gradprune_jax._mask_update.pooling import LocalBlocks
 from gradprune_jax._top_k import Count, key_dtype
 
 
 def mean_keys(
     keys: Callable[[], jax.Array],
     top: jax.Array,
-    windows: Windows,
+    blocks: LocalBlocks,
     dtype: Any,
 ) -> jax.Array:
     """The mean of every block of finite weights, rounded down, as the bits of a float.
@@ -40,20 +40,20 @@ def mean_keys(
     Args:
       keys: makes the bits of |w|, anew for each pass over the leaf.
       top: the bits of the largest finite magnitude, to broadcast over weights.
-      windows: the blocks.
+      blocks: the blocks.
       dtype: the floating dtype of the bits.
 
     Returns:
       Unsigned integers of the blocks' shape.
     """
     top_exponent = _exponent(top, dtype)
-    bits = 32 - math.prod(windows.whole_block).bit_length()
+    bits = 32 - math.prod(blocks.whole_block).bit_length()
     digits = 1 + 32 // bits
     total = Count(jnp.uint32(0), jnp.uint32(0))
     for digit in range(digits):
-        part = windows.sum(_digit(keys(), top_exponent, dtype, digit, digits, bits))
+        part = blocks.sum(_digit(keys(), top_exponent, dtype, digit, digits, bits))
         total = total + _shifted(part, digit * bits)
-    quotient, exponent = leading_quotient(total, windows.sizes())
+    quotient, exponent = leading_quotient(total, blocks.sizes())
     exponent = top_exponent + exponent - (digits * bits - 1)
     return jnp.where(
         (total.high | total.low) == 0, 0, _float_bits(quotient, exponent, dtype)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from gradprune_jax._mask_update.blocks import BlockedLeaf
 from gradprune_jax._mask_update.rounding import float32_parts
+from gradprune_jax._mask_update.scores import weight_keys
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import NM
 from gradprune_jax._top_k import (
-    LONGEST_GROUP,
+    LONGEST_RUN,
     ranking_dtype,
-    ranking_keys,
     split_axis,
 )
 
@@ -33,7 +33,7 @@ def select_in_groups(
     kept = group_kept(pattern, schedule.sparsity(step), final)
     return [
         _largest_of_groups(
-            ranking_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
+            weight_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
             leaf.block.index(pattern.of),
             pattern.of,
             kept,
@@ -94,12 +94,12 @@ def _largest_of_groups(
     mine = jnp.expand_dims(grouped, axis + 2)
     position = jnp.arange(of)
     rank = jnp.zeros_like(grouped, dtype=jnp.int32)
-    for start in range(0, of, LONGEST_GROUP):  # what XLA sums without writing it first
+    for start in range(0, of, LONGEST_RUN):  # what XLA sums without writing it first
         others = jax.lax.slice_in_dim(
-            grouped, start, min(start + LONGEST_GROUP, of), axis=axis + 1
+            grouped, start, min(start + LONGEST_RUN, of), axis=axis + 1
         )
         other = jnp.expand_dims(others, axis + 1)
-        earlier = position[None, start : start + LONGEST_GROUP] < position[:, None]
+        earlier = position[None, start : start + LONGEST_RUN] < position[:, None]
         earlier = earlier.reshape(*earlier.shape, *[1] * (len(shape) - axis - 1))
         before = jnp.where(earlier, other >= mine, other > mine)
         rank += jnp.sum(before, axis=axis + 2, dtype=jnp.int32)

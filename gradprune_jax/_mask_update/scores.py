@@ -1,10 +1,10 @@
 """Scores: the keys by which the units of a leaf are ranked.
 
-A new score goes here. The key of a weight is made from its magnitude, in every pass
-anew. A block or a channel is scored once, by the largest or the mean of its weights'
-magnitudes. A block with a NaN, or else with an infinity, has that for its score. A
-block is live as long as one of its weights is, and a live block ranks above every
-pruned one, also where its score is zero.
+A new score goes here. The key of a weight is made from its magnitude (`weight_keys`),
+again in every pass. A block or a channel is scored once, by the largest or the mean of
+its weights' magnitudes. A block with a NaN, or else with an infinity, has that for its
+score. A block is live as long as one of its weights is, and a live block ranks above
+every pruned one, also where its score is zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from gradprune_jax._mask_update.blocks import BlockedLeaf
 from gradprune_jax._mask_update.means import mean_keys
-from gradprune_jax._mask_update.windows import Windows
+from gradprune_jax._mask_update.pooling import LocalBlocks
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import Block, Channel, Pool
 from gradprune_jax._top_k import (
@@ -43,6 +43,11 @@ def units_of_leaves(rule: Rule, leaves: Sequence[BlockedLeaf]) -> list[Units]:
     ]
 
 
+def weight_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+    """The key of every weight by its magnitude, 0 where it is pruned."""
+    return ranking_keys(weights, mask, dtype)
+
+
 def _units_of_leaf(rule: Rule, leaf: BlockedLeaf, dtype: Any) -> Units:
     """The units of a leaf: weights, keyed in every pass, or blocks, scored once."""
     axis = rule.stack_axis
@@ -51,7 +56,7 @@ def _units_of_leaf(rule: Rule, leaf: BlockedLeaf, dtype: Any) -> Units:
     if not isinstance(rule.structure, Block | Channel):
         return Units.of_leaf(
             (leaf.weights, leaf.mask),
-            functools.partial(ranking_keys, dtype=dtype),
+            functools.partial(weight_keys, dtype=dtype),
             dtype=dtype,
             slice_axes=slice_axes,
             shard=leaf.shard,
@@ -87,21 +92,21 @@ def _pooled_keys(
       that reach over devices are the same on each of these.
     """
     dtype = wider_dtype(dtype, jnp.float32) if pool == "mean" else np.dtype(dtype)
-    windows = Windows(leaf.block, leaf.shard, leaf.weights.shape)
+    blocks = LocalBlocks(leaf.block, leaf.shard, leaf.weights.shape)
 
     def keys() -> jax.Array:
         # Made anew for each reduction, in its loop: no array as large as the weights.
         weights, mask = jax.lax.optimization_barrier((leaf.weights, leaf.mask))
-        return ranking_keys(weights, mask, dtype)
+        return weight_keys(weights, mask, dtype)
 
-    highest = windows.maximum(keys())
+    highest = blocks.maximum(keys())
     if pool == "max":
         return dtype, highest
     largest = _magnitudes(highest)
     infinity = np.asarray(largest_key(dtype) - 1, largest.dtype)
     finite = jnp.where(largest < infinity, largest, 0)
     top = _over_slices(finite, stack_axis, leaf.shard.of_units(leaf.block))
-    means = mean_keys(lambda: _magnitudes(keys()), top, windows, dtype)
+    means = mean_keys(lambda: _magnitudes(keys()), top, blocks, dtype)
     scores = jnp.where(largest < infinity, means, largest)
     return dtype, jnp.where(highest > 0, scores + 1, 0)
 

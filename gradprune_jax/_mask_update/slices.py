@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gradprune_jax._geometry import block_shape, output_axis, slice_shape, unit_shape
 from gradprune_jax._rules import Rule
-from gradprune_jax._structures import NM, Shape, Unstructured
+from gradprune_jax._structures import Shape, counted
 
 
 class Slice(NamedTuple):
@@ -46,10 +46,7 @@ def slices_of_leaf(rule: Rule, shape: Shape) -> list[Slice]:
     own = slice_shape(shape, rule.stack_axis)
     if not own:
         return [Slice(1, own)] * layers
-    structure = rule.structure or Unstructured()
-    if isinstance(structure, NM):  # of which weights are counted
-        structure = Unstructured()
-    block = block_shape(structure, own)
+    block = block_shape(counted(rule.structure), own)
     units = unit_shape(own, block)
     axis = output_axis(rule.output_axis, len(own))
     one = Slice(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradprune_jax._checks import is_traced
+from gradprune_jax._checks import may_be_nonzero
 from gradprune_jax._geometry import slice_shape
 from gradprune_jax._plan.leaf import LeafPlan
 from gradprune_jax._rules import Rule, last_name
@@ -115,7 +115,7 @@ def _on_outputs_first(rule: Rule, leaves: Sequence[LeafPlan]) -> list[str]:
         case Channel(axis=-1):
             settings.append("axis=0 in Channel")
     least = rule.min_per_channel
-    if rule.output_axis is None and (is_traced(least) or least > 0):
+    if rule.output_axis is None and may_be_nonzero(least):
         settings.append("output_axis=0")
     turned = [
         leaf

@@ -30,7 +30,7 @@ from gradprune_jax._rules import (
     unmatched_matrices,
 )
 from gradprune_jax._schedules import SparsitySchedule, is_concrete, peak
-from gradprune_jax._structures import NM, Structure, Unstructured
+from gradprune_jax._structures import NM, Structure, Unstructured, counted
 
 
 def plan(
@@ -105,8 +105,9 @@ def plan(
     totals: list[tuple[int | None, int | None]] = []
     for position, rule in enumerate(rules):
         own = [i for i, owner in enumerate(assigned) if owner == position]
-        planned, *total = _plan_rule(position, rule, [leaves[i] for i in own])
-        totals.append((total[0], total[1]))
+        of_rule = [leaves[i] for i in own]
+        planned, units, weights = _plan_rule(position, rule, of_rule)
+        totals.append((units, weights))
         for i, leaf in zip(own, planned, strict=True):
             leaves[i] = leaf
     return Plan(
@@ -207,11 +208,8 @@ def _plan_rule(
 
 
 def _unit(rule: Rule, leaf: LeafPlan) -> tuple[int, ...]:
-    """The shape of what is counted of a leaf: under N:M, weights."""
-    structure: Structure = Unstructured()
-    if rule.structure is not None and not isinstance(rule.structure, NM):
-        structure = rule.structure
-    return leaf_block(structure, leaf.shape, rule.stack_axis)
+    """The shape of a unit of a leaf."""
+    return leaf_block(counted(rule.structure), leaf.shape, rule.stack_axis)
 
 
 def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from gradprune_jax._plan import folding as _folding
+from gradprune_jax._plan import folding
 from gradprune_jax._plan.advice import advice
 from gradprune_jax._plan.leaf import LeafPlan
 from gradprune_jax._rules import Rule
@@ -73,7 +73,7 @@ class Plan:
           True
         """
         header = ("path", "shape", "dtype", "rule", "structure", "sparsity", "kept")
-        shown = _folding.fold(self.leaves) if fold else _folding.unfolded(self.leaves)
+        shown = folding.fold(self.leaves) if fold else folding.unfolded(self.leaves)
         lines = [text_table(header, list(map(_cells, shown)))]
         lines += [self._describe(position) for position in range(len(self.rules))]
         lines.append(self._total())
@@ -131,7 +131,7 @@ class Plan:
         missed = [leaf for leaf in self.leaves if leaf.is_missed]
         if not missed:
             return []
-        rows = sorted(_folding.fold(missed), key=_size, reverse=True)
+        rows = sorted(folding.fold(missed), key=_size, reverse=True)
         weights = sum(leaf.size for leaf in self.leaves)
         dense = sum(leaf.size for leaf in missed)
         return [
@@ -154,12 +154,12 @@ def _options(rule: Rule) -> str:
     return ", ".join(options)
 
 
-def _size(row: _folding.Row) -> int:
+def _size(row: folding.Row) -> int:
     """The weights of all leaves of a row."""
     return row.times * row.leaf.size
 
 
-def _cells(row: _folding.Row) -> tuple[str, ...]:
+def _cells(row: folding.Row) -> tuple[str, ...]:
     """The cells of a row in the printed table."""
     leaf = row.leaf
     times = f"{row.times:,} x " if row.times > 1 else ""

@@ -16,6 +16,7 @@ from gradprune_jax._checks import (
     check_fraction,
     check_integer,
     is_traced,
+    may_be_nonzero,
 )
 from gradprune_jax._rules.weights import is_weight
 from gradprune_jax._schedules import SparsitySchedule
@@ -100,14 +101,15 @@ class Rule:
         if self.schedule is not None:
             final = self.schedule.final_sparsity
             check_pattern("the schedule's final_sparsity", final, self.structure)
-        if self.allocation != "global" and _is_nonzero(self.min_density):
+        has_floor = not is_traced(density) and density != 0
+        if self.allocation != "global" and has_floor:
             raise ValueError(
                 f"min_density is {self.min_density!r} with allocation="
                 f"{self.allocation!r}; it is a floor under allocation='global' alone."
             )
         least = check_integer("min_per_channel", self.min_per_channel, minimum=0)
         object.__setattr__(self, "min_per_channel", least)
-        if self.output_axis is not None and _is_zero(least):
+        if self.output_axis is not None and not may_be_nonzero(least):
             raise ValueError(
                 f"output_axis is {self.output_axis} with min_per_channel=0; it says "
                 "along which axis min_per_channel counts, so give both or neither."
@@ -200,13 +202,3 @@ def _check_structure(structure: Any) -> None:
             f"structure is {structure!r}; it must be Unstructured(), NM(...), "
             "Block(...), Channel(...), or None."
         )
-
-
-def _is_nonzero(value: Any) -> bool:
-    """Whether a number is known now and is not zero."""
-    return not is_traced(value) and bool(value != 0)
-
-
-def _is_zero(value: Any) -> bool:
-    """Whether a number is known now and is zero."""
-    return not is_traced(value) and bool(value == 0)

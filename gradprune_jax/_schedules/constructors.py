@@ -122,13 +122,12 @@ def custom_schedule(
     window = (begin_step, end_step, every)
     if any(map(is_traced, window)):
         return SparsitySchedule(*window, fn(begin_step), fn(end_step), fn=fn)
-    (initial,) = _checked_values(fn, [begin_step])
+    first, *later = (*range(begin_step, end_step, every), end_step)
+    (initial,) = _checked_values(fn, [first])
     if is_traced(initial):
         (final,) = _checked_values(fn, [end_step])
         return SparsitySchedule(*window, initial, final, fn=fn)
-    later = range(begin_step + every, end_step, every)
-    ends = [end_step] if end_step > begin_step else []
-    values = [initial, *_checked_values(fn, [*later, *ends])]
+    values = [initial, *_checked_values(fn, later)]
     schedule = SparsitySchedule(*window, initial, values[-1], fn=fn)
     if is_concrete(schedule):
         schedule.__dict__["_values"] = values  # the function is not called again

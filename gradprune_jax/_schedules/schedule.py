@@ -56,21 +56,12 @@ class SparsitySchedule:
     fn: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        begin_step, end_step, every = check_window(
-            self.begin_step, self.end_step, self.every
-        )
-        initial, final = (
-            check_sparsity(name, getattr(self, name))
-            for name in ("initial_sparsity", "final_sparsity")
-        )
-        checked = {
-            "begin_step": begin_step,
-            "end_step": end_step,
-            "every": every,
-            "initial_sparsity": initial,
-            "final_sparsity": final,
-            "power": check_power(self.power),
-        }
+        names = ("begin_step", "end_step", "every")
+        window = check_window(*(getattr(self, name) for name in names))
+        checked: dict[str, Any] = dict(zip(names, window, strict=True))
+        for name in ("initial_sparsity", "final_sparsity"):
+            checked[name] = check_sparsity(name, getattr(self, name))
+        checked["power"] = check_power(self.power)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.fn is not None and not _is_hashable(self.fn):
@@ -118,8 +109,7 @@ class SparsitySchedule:
           >>> [round(float(schedule.sparsity(step)), 3) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.7, 0.8]
         """
-        ends = (self.initial_sparsity, self.final_sparsity)
-        return _in_force(self, step, self._curve, self._values, ends)
+        return _in_force(self, step, (self.initial_sparsity, self.final_sparsity))
 
     @property
     def update_steps(self) -> tuple[int, ...]:
@@ -187,11 +177,7 @@ def progress(schedule: SparsitySchedule, step: ArrayLike) -> jax.Array:
         share = (sparsity - initial) / difference
         return jnp.clip(share, 0, 1) if is_traced(share) else min(max(share, 0.0), 1.0)
 
-    values = schedule._values
-    table = None if values is None else [done(value) for value in values]
-    return _in_force(
-        schedule, step, lambda step: done(schedule._curve(step)), table, (0, 1)
-    )
+    return _in_force(schedule, step, (0, 1), done)
 
 
 def is_concrete(schedule: SparsitySchedule) -> bool:
@@ -249,26 +235,25 @@ def evaluate(curve: Callable[[Any], Any], steps: Sequence[int]) -> list[Any]:
 def _in_force(
     schedule: SparsitySchedule,
     step: ArrayLike,
-    curve: Callable[[Any], Any],
-    table: Sequence[Any] | None,
     ends: tuple[Any, Any],
+    of: Callable[[Any], Any] = lambda sparsity: sparsity,
 ) -> jax.Array:
-    """A curve at the last mask update up to a step, with exact values at both ends.
+    """A function of the sparsity at the last mask update up to a step.
 
     Args:
       schedule: the schedule.
       step: integer scalar or array, traced or not.
-      curve: a function of the step of a mask update.
-      table: its values at all mask updates; None if the schedule is traced.
       ends: the values at and before `begin_step`, and from `end_step` on.
+      of: the function.
     """
     step = _as_step(step)
     begin, end = schedule.begin_step, schedule.end_step
     update = (jnp.clip(step, begin, end) - begin) // schedule.every
-    if table is None:
-        value = _float32(curve(begin + update * schedule.every))
+    if schedule._values is None:
+        value = _float32(of(schedule._curve(begin + update * schedule.every)))
     else:
-        value = jnp.asarray(np.asarray(table, np.float32))[update]
+        table = np.asarray([of(value) for value in schedule._values], np.float32)
+        value = jnp.asarray(table)[update]
     value = jnp.where(step <= begin, _float32(ends[0]), value)
     return jnp.where(step >= end, _float32(ends[1]), value)
 

@@ -5,14 +5,15 @@ the k-th largest magnitude is found by a search over integers (`search`), which 
 data one question only: how many units reach this threshold? (`units` of one leaf,
 `ranking` of all leaves.) A count is the same in any order and on any number of devices
 (`summation`), and on a mesh it costs one all-reduce of a few integers (`shards`). Where
-to probe next is a policy (`probes`), which for large leaves begins at a guess from a
+to probe next is a policy (`policies`), which for large leaves begins at a guess from a
 sample (`sampling`). Ties at the threshold are broken by the same search over flat
 indices (`selection`). Counts pass 32 bits without 64-bit types (`counts`).
 
 Glossary:
 
 - unit: what is kept or dropped together, a weight, a block or a channel.
-- slice: a leaf, or one layer of a stacked leaf. Its units are counted together.
+- slice: a leaf, or one layer of a stacked leaf; for `min_per_channel`, one output
+  channel of it. Its units are counted together.
 - group: the slices that share a threshold. Either each slice is a group of its own, or
   all slices are one group.
 - key: the unsigned integer that ranks a unit, larger for larger magnitudes, and 0 for a
@@ -24,6 +25,8 @@ Glossary:
 - live, pruned: a unit whose mask is True, or False.
 """
 
+# The names beside `top_k`, `Units` and `Shard` are the arithmetic of counts and keys
+# that allocation and the scores of blocks share.
 from gradprune_jax._top_k.counts import LARGEST_COUNT as LARGEST_COUNT
 from gradprune_jax._top_k.counts import Count as Count
 from gradprune_jax._top_k.counts import array_namespace as array_namespace
@@ -43,10 +46,10 @@ from gradprune_jax._top_k.shards import Shard as Shard
 from gradprune_jax._top_k.shards import axis_size as axis_size
 from gradprune_jax._top_k.shards import parts as parts
 from gradprune_jax._top_k.shards import whole as whole
-from gradprune_jax._top_k.summation import LONGEST_GROUP as LONGEST_GROUP
+from gradprune_jax._top_k.summation import LONGEST_RUN as LONGEST_RUN
 from gradprune_jax._top_k.summation import Reduction as Reduction
 from gradprune_jax._top_k.summation import add_up as add_up
-from gradprune_jax._top_k.summation import group_sizes as group_sizes
-from gradprune_jax._top_k.summation import reduce_groups as reduce_groups
+from gradprune_jax._top_k.summation import reduce_runs as reduce_runs
+from gradprune_jax._top_k.summation import run_sizes as run_sizes
 from gradprune_jax._top_k.summation import split_axis as split_axis
 from gradprune_jax._top_k.units import Units as Units

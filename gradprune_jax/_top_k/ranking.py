@@ -38,10 +38,10 @@ class Ranking(NamedTuple):
         return self.per_slice([leaf.slice_size for leaf in self.leaves], np.uint32)
 
     @property
-    def largest_thresholds(self) -> np.ndarray:
+    def unreached(self) -> np.ndarray:
         """Thresholds that no unit reaches, unsigned [slices]; 32 bits at least."""
         dtypes = [key_dtype(leaf.dtype) for leaf in self.leaves]
-        largest = [leaf.largest_threshold for leaf in self.leaves]
+        largest = [leaf.unreached for leaf in self.leaves]
         return self.per_slice(largest, np.result_type(np.uint32, *dtypes))
 
     def count_reaching(self, probes: jax.Array) -> jax.Array:
@@ -56,17 +56,17 @@ class Ranking(NamedTuple):
     def count_kept(
         self, low: jax.Array, high: jax.Array, starts: jax.Array
     ) -> jax.Array:
-        """How many units `keep` marks, for two `starts`: uint32 [2, slices].
+        """How many units `kept` marks, for two `starts`: uint32 [2, slices].
 
         Args:
-          low: as of `keep`.
-          high: as of `keep`.
+          low: as of `kept`.
+          high: as of `kept`.
           starts: uint32 [2, slices].
         """
         leaves = zip(self.leaves, *map(self.split, (low, high, starts)), strict=True)
         return self.sum_over_mesh([leaf.count_kept(*own) for leaf, *own in leaves])
 
-    def keep(
+    def kept(
         self, low: jax.Array, high: jax.Array, start: jax.Array
     ) -> list[jax.Array]:
         """Marks the units above the ties, and the ties of low enough index.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k.counts import Count, minimum
-from gradprune_jax._top_k.probes import thirds_then_line
+from gradprune_jax._top_k.policies import thirds_then_line
 from gradprune_jax._top_k.ranking import Ranking
 from gradprune_jax._top_k.search import Bracket, Groups, Probes, State, search
 from gradprune_jax._top_k.summation import is_split, part_of_device

@@ -13,7 +13,7 @@ search ends once `count(low) == k`, for then the units that reach low are the an
 at `high == low + 1`, for then low is t.
 
 This alone makes the answer exact. Where the probes lie decides only how many passes it
-takes, and is a policy that the caller gives (`probes`). Whatever the policy, the
+takes, and is a policy that the caller gives (`policies`). Whatever the policy, the
 bracket is cut in thirds where two passes in a row did not halve the number of units in
 it, and where it would become wider than a bound.
 
@@ -121,6 +121,11 @@ class State(NamedTuple):
     bound: jax.Array
     passes: jax.Array
 
+    @property
+    def inside(self) -> jax.Array:
+        """How many units lie in the bracket, float32 [..., groups]."""
+        return self.above + self.below
+
 
 def is_exact(state: State) -> jax.Array:
     """Whether exactly the wanted number of units reach `low`: bool [..., groups]."""
@@ -132,7 +137,7 @@ def search(
     start: Bracket,
     wanted: Count,
     groups: Groups,
-    probe: Callable[[State], Probes],
+    policy: Callable[[State], Probes],
     is_done: Callable[[State], jax.Array] = is_exact,
 ) -> Bracket:
     """Narrows brackets until each holds one threshold, or its `low` is the answer.
@@ -143,7 +148,7 @@ def search(
       start: the first brackets.
       wanted: how many units, [..., groups].
       groups: how slices form groups.
-      probe: the policy, where to probe next.
+      policy: where to probe next.
       is_done: where a bracket is narrow enough, bool [..., groups].
 
     Returns:
@@ -158,28 +163,35 @@ def search(
     def is_open(state: State) -> jax.Array:
         return (state.bracket.width > 1) & ~is_done(state)
 
+    def cut(
+        bracket: Bracket, threshold: jax.Array, reached: jax.Array, active: jax.Array
+    ) -> Bracket:
+        """The side of a threshold on which the wanted one lies."""
+        suffices = groups.total(reached) >= wanted
+        raises = active & suffices
+        # Of two probes that too few units reach, the lower one stays the end.
+        lowers = active & ~suffices & (threshold < bracket.high)
+        return Bracket(
+            low=jnp.where(raises, threshold, bracket.low),
+            high=jnp.where(lowers, threshold, bracket.high),
+            at_low=jnp.where(groups.spread(raises), reached, bracket.at_low),
+            at_high=jnp.where(groups.spread(lowers), reached, bracket.at_high),
+        )
+
     def narrow(state: State) -> State:
         bracket, active = state.bracket, is_open(state)
         is_free = state.passes < FREE_PASSES
         bound = jnp.where(is_free, state.bound, _third(state.bound))
         in_thirds = (bracket.width > bound) | (state.stalled >= PATIENCE)
-        probes = bracket.clip(choose(in_thirds, bracket.thirds(), probe(state)))
+        probes = bracket.clip(choose(in_thirds, bracket.thirds(), policy(state)))
         counts = count(groups.spread(jnp.stack(probes)))
-        for threshold, reached in zip(probes, counts, strict=True):
-            suffices = groups.total(reached) >= wanted
-            raises = active & suffices
-            # Where neither probe suffices, the lower one is the new end.
-            lowers = active & ~suffices & (threshold < bracket.high)
-            bracket = Bracket(
-                low=jnp.where(raises, threshold, bracket.low),
-                high=jnp.where(lowers, threshold, bracket.high),
-                at_low=jnp.where(groups.spread(raises), reached, bracket.at_low),
-                at_high=jnp.where(groups.spread(lowers), reached, bracket.at_high),
-            )
-        above, below = distances(bracket)
-        helped = 2 * (above + below) <= state.above + state.below
-        stalled = jnp.where(helped, 0, state.stalled + 1)
-        return State(bracket, above, below, stalled, bound, state.passes + 1)
+        for threshold, reached in zip(probes, counts, strict=True):  # the lower first
+            bracket = cut(bracket, threshold, reached, active)
+        new = State(
+            bracket, *distances(bracket), state.stalled, bound, state.passes + 1
+        )
+        helped = 2 * new.inside <= state.inside
+        return new._replace(stalled=jnp.where(helped, 0, state.stalled + 1))
 
     above, below = distances(start)
     stalled = jnp.zeros_like(above, jnp.int32)

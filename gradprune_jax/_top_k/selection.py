@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from gradprune_jax._top_k.counts import Count, cumulative_sum, minimum
-from gradprune_jax._top_k.probes import along_line, around, thirds_then_line
+from gradprune_jax._top_k.policies import along_line, around, thirds_then_line
 from gradprune_jax._top_k.ranking import Ranking
 from gradprune_jax._top_k.sampling import guess_thresholds
 from gradprune_jax._top_k.search import Bracket, Groups, search
@@ -66,12 +66,12 @@ def top_k(
         return ties.high, _search_indices(ranking, ties, wanted)
 
     high, start = jax.lax.cond(jnp.all(is_exact), without_ties, with_ties)
-    return ranking.keep(low, high, start)
+    return ranking.kept(low, high, start)
 
 
 def _search_keys(ranking: Ranking, kept: Count, groups: Groups) -> Bracket:
     """The largest thresholds that the `kept` units of every group reach."""
-    largest = ranking.largest_thresholds
+    largest = ranking.unreached
     largest = largest[:1] if groups.together else largest
     sizes = ranking.slice_sizes
     start = Bracket(

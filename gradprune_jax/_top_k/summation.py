@@ -25,13 +25,13 @@ import numpy as np
 Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 # Smaller arrays are summed as they are.
-SMALLEST_GROUPED = 2**12
+SMALLEST_IN_RUNS = 2**12
 # How many neighbours XLA sums at once, without writing them to memory before.
-LONGEST_GROUP = 32
+LONGEST_RUN = 32
 # The same across other axes, whose units are not neighbours in memory.
 LONGEST_ACROSS = 8
 # Where groups hold fewer units, their sums take more than half a byte a unit.
-ENOUGH_GROUPED = 12
+ENOUGH_IN_RUNS = 12
 # Smaller arrays are assumed to be on one device, where the mesh is not known and no
 # group fits otherwise.
 SMALLEST_SPLIT = 2**18
@@ -48,12 +48,12 @@ def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sum two bool arrays over `axes`, in one read: uint32 [2, ...]."""
     packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    if packed.size < SMALLEST_GROUPED or not axes or group_sizes(packed, axes[-1]):
+    if packed.size < SMALLEST_IN_RUNS or not axes or run_sizes(packed, axes[-1]):
         return _sum_packed(packed, axes, fields=2)
     if len(axes) == packed.ndim and _is_on_one_device(packed):
-        even = packed.size - packed.size % LONGEST_GROUP
+        even = packed.size - packed.size % LONGEST_RUN
         parts = jnp.split(packed.ravel(), [even])
-        grouped = _sum_packed(parts[0], (0,), fields=2, groups={0: LONGEST_GROUP})
+        grouped = _sum_packed(parts[0], (0,), fields=2, groups={0: LONGEST_RUN})
         return grouped + _sum_packed(parts[1], (0,), fields=2)
     parts = _even_parts(packed, axes[-1])
     sums = [_sum_packed(part, axes, fields=2) for part in parts]
@@ -72,20 +72,20 @@ def _sum_packed(
     The halves are 0 or 1, and groups are short, so that no half overflows.
     """
     sums = packed
-    if sums.size >= SMALLEST_GROUPED:
-        sums = reduce_groups(add_up, sums, groups or _groups(sums, axes))
+    if sums.size >= SMALLEST_IN_RUNS:
+        sums = reduce_runs(add_up, sums, groups or _groups(sums, axes))
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     shifts = np.array([0, 16][:fields], np.int32).reshape(-1, *[1] * sums.ndim)
     unpacked = (jnp.expand_dims(sums, 0) >> shifts) & 0xFFFF
     axes = tuple(axis + 1 for axis in axes)
-    if packed.size >= SMALLEST_GROUPED:
-        unpacked = reduce_groups(add_up, unpacked, _groups(unpacked, axes))
+    if packed.size >= SMALLEST_IN_RUNS:
+        unpacked = reduce_runs(add_up, unpacked, _groups(unpacked, axes))
     unpacked = jax.lax.bitcast_convert_type(unpacked, jnp.uint32)
     return jnp.sum(unpacked, axes, dtype=jnp.uint32)
 
 
-def reduce_groups(
+def reduce_runs(
     reduce: Reduction, numbers: jax.Array, groups: dict[int, int]
 ) -> jax.Array:
     """Reduce groups of neighbours to one number each.
@@ -124,9 +124,9 @@ def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
     """
     groups: dict[int, int] = {}
     for axis in reversed(axes):
-        if math.prod(groups.values()) >= ENOUGH_GROUPED:
+        if math.prod(groups.values()) >= ENOUGH_IN_RUNS:
             break
-        sizes = group_sizes(array, axis)
+        sizes = run_sizes(array, axis)
         if axis != axes[-1]:
             sizes = [size for size in sizes if size <= LONGEST_ACROSS]
         if sizes:
@@ -134,12 +134,12 @@ def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
     return groups
 
 
-def group_sizes(array: jax.Array, axis: int) -> list[int]:
+def run_sizes(array: jax.Array, axis: int) -> list[int]:
     """List the sizes of groups that divide an axis and every device's part of it."""
     if is_split(array, axis):
         return []
     part = part_of_device(array, axis)
-    return [size for size in range(2, LONGEST_GROUP + 1) if part % size == 0]
+    return [size for size in range(2, LONGEST_RUN + 1) if part % size == 0]
 
 
 def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
@@ -148,7 +148,7 @@ def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
     Each device's part of the axis is split, so that no data moves.
     """
     part = part_of_device(array, axis)
-    even = part - part % LONGEST_GROUP
+    even = part - part % LONGEST_RUN
     if not even or is_split(array, axis):
         return [array]
     before, after = array.shape[:axis], array.shape[axis + 1 :]

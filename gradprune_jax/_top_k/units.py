@@ -52,13 +52,13 @@ class Units(NamedTuple):
         shard: Shard,
     ) -> Units:
         """The units of one leaf, none of them kept before others."""
-        units = cls(data, make_keys, None, jnp.uint32(0), dtype, slice_axes, shard)
-        return units.sliced(slice_axes)
+        last_index = _last_index(shard, slice_axes)
+        return cls(data, make_keys, None, last_index, dtype, slice_axes, shard)
 
     def sliced(self, slice_axes: tuple[int, ...]) -> Units:
         """The same units, with slices along other axes."""
-        units = self._replace(slice_axes=slice_axes)
-        return units._replace(last_index=jnp.uint32(max(units.slice_size, 1) - 1))
+        last_index = _last_index(self.shard, slice_axes)
+        return self._replace(slice_axes=slice_axes, last_index=last_index)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ class Units(NamedTuple):
         return math.prod(self.shard.shape[axis] for axis in self._unit_axes(0))
 
     @property
-    def largest_threshold(self) -> int:
+    def unreached(self) -> int:
         """A threshold that no unit reaches, not even one that is kept first."""
         return largest_ranking_key(self.dtype) + 2
 
@@ -204,3 +204,10 @@ class Units(NamedTuple):
             return numbers
         replicated = NamedSharding(mesh, nowhere)
         return jax.lax.with_sharding_constraint(numbers, replicated)
+
+
+def _last_index(shard: Shard, slice_axes: tuple[int, ...]) -> jax.Array:
+    """The last flat index of a slice, uint32 scalar."""
+    axes = enumerate(shard.shape)
+    size = math.prod(length for axis, length in axes if axis not in slice_axes)
+    return jnp.uint32(max(size, 1) - 1)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from gradprune_jax import _tree
-from gradprune_jax._layouts import select
+from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._rules import Rule, assign
 from gradprune_jax._state import check_fits, is_dense
 from gradprune_jax._top_k import Shard, wider_dtype
@@ -72,14 +72,16 @@ class LeafUpdate(NamedTuple):
                 f"{update.dtype}; 8-bit floats are not promoted, so cast the update to "
                 "the parameter's dtype before gradual_prune."
             ) from None
-        return select(self.mask, update.astype(dtype), -self.weight.astype(dtype))
+        return where_laid_out(
+            self.mask, update.astype(dtype), -self.weight.astype(dtype)
+        )
 
     def zero_pruned(self, gradient: Any) -> Any:
         """A gradient of the leaf where the weight lives, zero where it is pruned."""
         if not self.is_pruned:
             return gradient
         gradient = self._fitting("gradient", gradient)
-        return select(self.mask, gradient, jnp.zeros_like(gradient))
+        return where_laid_out(self.mask, gradient, jnp.zeros_like(gradient))
 
     def check(self) -> None:
         """Refuses a mask without an update, or one that does not fit its weight."""

@@ -31,9 +31,9 @@ from gradprune_jax._files import (
     safetensors_nbytes,
     write_safetensors,
 )
-from gradprune_jax.export import bitmask as _bitmask
+from gradprune_jax.export import bitmask
 
-_PARTS = _bitmask.Bitmask._fields
+_PARTS = bitmask.Bitmask._fields
 
 # In the metadata: the names of sparse arrays, and what wrote them.
 _OWN = "gradprune_jax."
@@ -135,7 +135,7 @@ def open_sparse(
     for name in sparse:
         bits, lengths = stored[f"{name}.bitmask"].spec, stored[f"{name}.shape"].read()
         try:
-            shape = checked_shape(name, _bitmask.checked_shape(lengths, bits))
+            shape = checked_shape(name, bitmask.checked_shape(lengths, bits))
         except ValueError as error:
             raise _damaged(file, name, error) from None
         spec = Spec(shape, stored[f"{name}.compressed"].dtype)
@@ -190,11 +190,11 @@ def _contents(
     specs: dict[str, Spec] = {}
     for name, array in arrays.items():
         own = {name: array.spec}
-        nonzero = int(np.count_nonzero(_bitmask.nonzero_bits(array.read())))
+        nonzero = int(np.count_nonzero(bitmask.nonzero_bits(array.read())))
         if _is_sparse(array.spec, nonzero, max_density):
             parts = {
                 f"{name}.{part}": spec
-                for part, spec in _bitmask.part_specs(array.spec, nonzero).items()
+                for part, spec in bitmask.part_specs(array.spec, nonzero).items()
             }
             if _packed_nbytes(name, parts, end) < entry_nbytes(name, array.spec, 0):
                 sparse.append(name)
@@ -221,7 +221,7 @@ def _parts(
         if name in specs:
             yield name, array.read()
             continue
-        for part, value in _bitmask.compress(array.read())._asdict().items():
+        for part, value in bitmask.compress(array.read())._asdict().items():
             yield f"{name}.{part}", value
 
 
@@ -291,7 +291,7 @@ def _decompress(
     """Read one sparse array."""
     parts = (stored[f"{name}.{part}"].read() for part in _PARTS)
     try:
-        return _bitmask.decompress(_bitmask.Bitmask(*parts))
+        return bitmask.decompress(bitmask.Bitmask(*parts))
     except ValueError as error:
         raise _damaged(file, name, error) from None
 

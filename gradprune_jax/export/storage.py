@@ -13,10 +13,11 @@ import numpy as np
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._files import Spec
+from gradprune_jax._geometry import block_shape
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._structures import NM
 from gradprune_jax._tables import by, printable, text_table
-from gradprune_jax.export import bitmask as _bitmask
+from gradprune_jax.export import bitmask
 
 LAYOUTS = ("dense", "bitmask", "csr", "coo", "nm")
 
@@ -165,10 +166,10 @@ def _on_host(params: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 def _measure(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
     """Measure one array."""
-    live, stored = array != 0, _bitmask.nonzero_bits(array)
+    live, stored = array != 0, bitmask.nonzero_bits(array)
     nonzero = int(np.count_nonzero(stored))
     spec = Spec(array.shape or (1,), array.dtype)
-    parts = _bitmask.part_specs(spec, nonzero)
+    parts = bitmask.part_specs(spec, nonzero)
     rows = math.prod(spec.shape[:-1])
     values = nonzero * array.itemsize
     negative_zeros = nonzero - int(np.count_nonzero(live))
@@ -198,12 +199,13 @@ def _measure(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
 
 def _count_in_groups(mask: np.ndarray, pattern: NM) -> np.ndarray | None:
     """Count what is True in each group of M; None if groups do not fit the shape."""
-    ndim, axis = mask.ndim, pattern.axis
-    if ndim < 2 or not -ndim <= axis < ndim or not mask.size:
+    if mask.ndim < 2 or not mask.size:
         return None
-    if mask.shape[axis] % pattern.of:
+    try:
+        block_shape(pattern, mask.shape)
+    except ValueError:
         return None
-    return np.moveaxis(mask, axis, -1).reshape(-1, pattern.of).sum(axis=-1)
+    return np.moveaxis(mask, pattern.axis, -1).reshape(-1, pattern.of).sum(axis=-1)
 
 
 def _packed_nbytes(

@@ -10,11 +10,11 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._inspection import is_countable
-from gradprune_jax._masks import get_masks
+from gradprune_jax._masks import get_masks, has_masks
 from gradprune_jax._pairing import pair_with_masks
-from gradprune_jax._state import GradualPruneState, is_dense
+from gradprune_jax._state import is_dense
 from gradprune_jax._tables import Row, draw_table
-from gradprune_jax._top_k import is_nonzero
+from gradprune_jax._top_k import count_true, is_nonzero
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,8 +82,8 @@ def _leaves(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
         ]
     else:
         # Whatever has no masks at all is left to get_masks, which says so.
-        has_masks = all(_is_mask(node) for node in jax.tree.leaves(masks, is_dense))
-        masks = masks if has_masks and not _has_state(masks) else get_masks(masks)
+        are_masks = all(_is_mask(node) for node in jax.tree.leaves(masks, is_dense))
+        masks = masks if are_masks and not has_masks(masks) else get_masks(masks)
         leaves = pair_with_masks(tree, masks)
     return [each for each in leaves if is_dense(each[1]) or is_countable(each[1])]
 
@@ -97,22 +97,13 @@ def _measure(name: str, leaf: Any) -> Row:
             f"{name!r} has a shape but no values; call tabulate on arrays, not under "
             "jit. gradprune_jax.plan tabulates shapes."
         )
-    nonzero = int(jnp.sum(is_nonzero(jnp.asarray(leaf)), dtype=jnp.uint32))
+    nonzero = int(count_true(is_nonzero(jnp.asarray(leaf))).integers())
     return Row(name, np.shape(leaf), leaf.dtype, nonzero)
 
 
 def masks_of_state(tree: Any) -> Any:
     """Return the masks of an optimizer's state; any other tree as it is."""
-    return get_masks(tree) if _has_state(tree) else tree
-
-
-def _has_state(tree: Any) -> bool:
-    """Whether a tree is an optimizer's state with pruning in it."""
-
-    def is_state(node: Any) -> bool:
-        return isinstance(node, GradualPruneState)
-
-    return any(map(is_state, jax.tree.leaves(tree, is_leaf=is_state)))
+    return get_masks(tree) if has_masks(tree) else tree
 
 
 def _is_mask(leaf: Any) -> bool:

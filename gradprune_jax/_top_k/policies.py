@@ -1,4 +1,4 @@
-r"""Probes: policies, where a search probes next.
+r"""Policies: where a search probes next.
 
 Units between the ends of a bracket are taken to lie evenly: on a straight line through
 the counts at its ends. Of M units in the bracket a share p lies above the wanted
@@ -22,7 +22,7 @@ import numpy as np
 
 from gradprune_jax._top_k.search import Bracket, Probes, State, choose
 
-Probe = Callable[[State], Probes]
+Policy = Callable[[State], Probes]
 
 # How much further out the probes go after a pass that did not help.
 WIDENING = 4
@@ -31,7 +31,7 @@ WIDENING = 4
 def along_line(state: State) -> Probes:
     """Probes at the ranks k - d and k + d of a line through the counts at the ends."""
     low, width = state.bracket.low, state.bracket.width.astype(jnp.float32)
-    units = jnp.maximum(state.above + state.below, 1)  # none where a search is over
+    units = jnp.maximum(state.inside, 1)  # none where a search is over
     deviation = jnp.sqrt(state.above * (state.below / units))
     reach = jnp.where(state.stalled > 0, jnp.float32(WIDENING), jnp.float32(1))
     distance = jnp.maximum(0.7 * deviation, 0.5) * reach
@@ -49,7 +49,7 @@ def along_line(state: State) -> Probes:
     )
 
 
-def thirds_then_line(width: Any) -> Probe:
+def thirds_then_line(width: Any) -> Policy:
     """A policy: thirds while a bracket is wider than this, then along the line.
 
     Args:
@@ -63,7 +63,7 @@ def thirds_then_line(width: Any) -> Probe:
     return probe
 
 
-def around(guess: Probes, start: Bracket) -> Probe:
+def around(guess: Probes, start: Bracket) -> Policy:
     """A policy: around a guess until it has bounded the threshold, then along the line.
 
     A guess that misses is followed by probes further out, and then by thirds.

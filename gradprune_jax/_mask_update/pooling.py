@@ -1,4 +1,4 @@
-"""Windows: the blocks of a leaf, each reduced to one number on every layout alike."""
+"""Pooling: the blocks of a leaf, each reduced to one number on every layout alike."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from gradprune_jax._geometry import unit_shape
 from gradprune_jax._structures import Shape
 from gradprune_jax._top_k import (
-    LONGEST_GROUP,
+    LONGEST_RUN,
     Reduction,
     Shard,
     add_up,
-    group_sizes,
-    reduce_groups,
+    reduce_runs,
+    run_sizes,
     split_axis,
 )
 
 LARGEST_BLOCK = 2**31 - 1
 
 
-class Windows:
+class LocalBlocks:
     """The blocks of a leaf's local piece, and how to reduce each to one number."""
 
     def __init__(self, block: Shape, shard: Shard, local_shape: Shape) -> None:
@@ -85,16 +85,16 @@ class Windows:
             if length == 1:
                 continue
             spans = self.units[axis] == 1
-            sizes = group_sizes(numbers, axis) if spans else _divisors(length)
+            sizes = run_sizes(numbers, axis) if spans else _divisors(length)
             if not spans:
                 numbers = split_axis(numbers, axis, length)
                 inside = [other + 1 for other in inside]
                 groups = {other + 1: group for other, group in groups.items()}
             inside.append(axis + (not spans))
-            if length > LONGEST_GROUP and sizes:
+            if length > LONGEST_RUN and sizes:
                 groups[inside[-1]] = sizes[-1]
         if groups:
-            numbers = reduce_groups(reduce, numbers, groups)
+            numbers = reduce_runs(reduce, numbers, groups)
             # Signed, or XLA would merge this reduction with the next. No bit is lost:
             # keys have no sign, and sums of signed integers wrap like unsigned ones.
             numbers = _with_sign(numbers, "int")
@@ -119,4 +119,4 @@ def _with_sign(numbers: jax.Array, kind: str) -> jax.Array:
 
 def _divisors(length: int) -> list[int]:
     """The lengths of groups that divide a block's length."""
-    return [size for size in range(2, LONGEST_GROUP + 1) if length % size == 0]
+    return [size for size in range(2, LONGEST_RUN + 1) if length % size == 0]
