@@ -20,7 +20,8 @@ import safetensors.numpy
 from click.testing import CliRunner
 
 from gradprune_jax import _cli, export
-from gradprune_jax._files import Spec, atomic, replacing, safetensors
+from gradprune_jax._files import Spec, atomic, replacing
+from gradprune_jax._files import safetensors as own_safetensors
 
 KERNEL = np.eye(64, dtype=np.float32)
 WRITING = [
@@ -173,8 +174,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         pytest.raises(OSError, match=f"Input/output error: '{unreadable}'"),
         replacing(tmp_path / "out") as temporary,
     ):
-        read = ((name, safetensors._read(unreadable, 0, spec)) for name in "a")
-        safetensors.write_safetensors(temporary, {"a": spec}, read, {})
+        read = ((name, own_safetensors._read(unreadable, 0, spec)) for name in "a")
+        own_safetensors.write_safetensors(temporary, {"a": spec}, read, {})
     assert os.listdir(tmp_path) == []
 
 
