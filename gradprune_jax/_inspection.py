@@ -81,6 +81,8 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
                 "dead_channels reads values and cannot run under jit; call it between "
                 "steps."
             )
+        if isinstance(leaf.value, jax.ShapeDtypeStruct):
+            raise ValueError(f"{leaf.name!r} has a shape but no values; give arrays.")
         indices = np.flatnonzero(~_live_channels(leaf.value, axis % ndim))
         if indices.size:
             dead[leaf.name] = indices

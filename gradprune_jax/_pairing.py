@@ -17,8 +17,8 @@ from gradprune_jax._state import check_fits, is_dense
 def map_with_masks(fn: Callable[[Any, Any], Any], params: Any, masks: Any) -> Any:
     """Applies a function to every pruned leaf and its mask.
 
-    Works whichever of the trees is boxed (`nnx.State`, `nn.Partitioned`), and where
-    the masks of dense leaves are missing.
+    Works whichever of the trees is boxed (`nnx.State`, `nn.Partitioned`). A dense leaf
+    has `MaskedNode` or None among the masks.
 
     Args:
       fn: takes a leaf and its mask, two arrays of one shape, and returns the new leaf.

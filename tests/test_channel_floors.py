@@ -102,3 +102,14 @@ def test_a_traced_floor_is_that_of_a_number(least):
         _, other = other_step(params, other, params)
     np.testing.assert_array_equal(state.masks["kernel"], gp.get_masks(other)["kernel"])
     assert state.masks["kernel"].sum(0).min() == least
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "erk"])
+def test_an_empty_stacked_leaf_takes_no_part(allocation):
+    kernel = jnp.arange(1.0, 33).reshape(2, 4, 4)
+    params = {"a": {"kernel": kernel}, "b": {"kernel": jnp.zeros((0, 4, 4))}}
+    fields = dict(stack_axis=0, min_per_channel=1, allocation=allocation)
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0), **fields)
+    _, state = tx.update(params, tx.init(params), params)
+    assert int(state.masks["a"]["kernel"].sum()) == 16
+    assert state.masks["b"]["kernel"].shape == (0, 4, 4)

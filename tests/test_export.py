@@ -405,3 +405,10 @@ def test_sparse_arrays_multiply_like_dense_ones():
     assert np.asarray(small["kernel"].data)[1].view(np.uint32) != 0
     conv = {"kernel": np.zeros((3, 3, 2, 2), np.float32)}
     assert export.to_bcsr(conv)["kernel"] is conv["kernel"]
+
+
+def test_metadata_that_is_no_text_is_refused(tmp_path):
+    for metadata in ({"epoch": 3}, {3: "epoch"}):
+        with pytest.raises(ValueError, match="must be strings"):
+            export.save_sparse(tmp_path / "a", {"a": np.eye(64)}, metadata=metadata)
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import pytest
 import gradprune_jax as gp
 from gradprune_jax._mask_update import slices_of_leaf
 from gradprune_jax._mask_update.allocation import allocate
+from gradprune_jax._schedules import progress
 from tests import oracle
 
 SCHEDULE = gp.polynomial_schedule(0.75, 0, 4, every=1)
@@ -48,12 +49,14 @@ RULES = {
 def kept_by(rule, step):
     """What the oracle is told to keep where it is not the schedule's sparsity."""
     if isinstance(rule.structure, gp.NM):
-        progress = Fraction(float(rule.schedule.sparsity(step))) / Fraction(1, 2)
-        pruned = (rule.structure.of - rule.structure.keep) * progress
+        done = Fraction(float(rule.schedule.sparsity(step))) / Fraction(1, 2)
+        pruned = (rule.structure.of - rule.structure.keep) * done
         return rule.structure.of - int(pruned)
     if rule.allocation == "erk":
         slices = [s for shape in SHAPES.values() for s in slices_of_leaf(rule, shape)]
-        budget = allocate(rule, slices, jnp.int32(step))
+        schedule = rule.schedule
+        numbers = (schedule.sparsity(step), progress(schedule, step))
+        budget = allocate(rule, slices, *numbers)
         return list(budget.kept.integers())
     return None
 

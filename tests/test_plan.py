@@ -1,5 +1,8 @@
 """What a plan prints: alike layers folded, and what looks wrong."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -292,3 +295,32 @@ def test_a_large_leaf_in_small_parts_is_planned():
     ):
         assert gp.plan(SCHEDULE, params, **fields).kept == (2**31,)
     assert gp.plan([gp.Rule(None, where="kernel")], params).mask_bytes == 0
+
+
+def test_a_plan_needs_no_device():
+    """A launcher plans before it knows of accelerators, or where there are none."""
+    program = """
+import jax, gradprune_jax as gp
+shapes = {"kernel": jax.ShapeDtypeStruct((64, 32), "float32")}
+schedule = gp.polynomial_schedule(0.9, 0, 10)
+for allocation in ("uniform", "global", "erk"):
+    print(gp.plan(schedule, shapes, allocation=allocation, min_per_channel=1).kept)
+assert not jax._src.xla_bridge._backends
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "(205,)\n" * 3
+
+
+def test_plans_count_beyond_what_32_bits_and_65536_slices_hold():
+    schedule = gp.polynomial_schedule(0.9, 0, 10)
+    stacked = {"kernel": jax.ShapeDtypeStruct((200_000, 60_000), jnp.float32)}
+    planned = gp.plan(
+        schedule, stacked, allocation="global", stack_axis=0, min_density=0.9
+    )
+    assert planned.kept_units == (10_800_000_000,)
+    wide = {"kernel": jax.ShapeDtypeStruct((8, 2**33, 4), jnp.float32)}
+    planned = gp.plan(schedule, wide, structure=gp.Channel(axis=0), min_per_channel=5)
+    assert planned.kept_units == (1,)  # which has 2^33 weights in each output

@@ -386,3 +386,40 @@ class TestWithGradualPrune:
         tx = gp.with_gradual_prune(optax.sgd(0.1), gp.one_shot_schedule(0.5, 0))
         with pytest.raises(ValueError, match="needs the parameters"):
             tx.update(params, tx.init(params))
+
+
+def test_leaves_of_one_name_have_masks_of_their_own():
+    """Two of these paths are printed alike, and a third is what tells them apart."""
+    params = {
+        "a": {"0": jnp.arange(1.0, 5).reshape(2, 2)},
+        "a/0": -jnp.array([[8.0, 6], [4, 2]]),
+        "['a']['0']": jnp.array([[1.0, 9], [8, 2]]),
+    }
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0), where=".*")
+    masks = tx.update(params, tx.init(params), params)[1].masks
+    for leaf, mask in zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True):
+        magnitudes = np.abs(leaf)
+        np.testing.assert_array_equal(mask, magnitudes > np.sort(magnitudes, None)[1])
+
+
+@pytest.mark.parametrize(
+    ("params", "updates"),
+    [
+        ({"kernel": 1, "bias": None}, {"kernel": 1, "bias": 2}),
+        ({"kernel": 1, "b": {"x": 2, "y": 2}}, {"kernel": 1, "b": 2, "z": None}),
+        (
+            {"a": {}, "b": {"x": 2, "y": 2}, "kernel": 1, "z": 2},
+            {"a": 2, "b": 2, "kernel": 1, "z": None},
+        ),
+    ],
+    ids=["no parameter", "other keys", "none and several"],
+)
+def test_updates_without_their_one_parameter_are_refused(params, updates):
+    shapes = {1: (2, 2), 2: (2,)}
+    params, updates = (
+        jax.tree.map(lambda kind: jnp.ones(shapes[kind]), tree)
+        for tree in (params, updates)
+    )
+    tx = gp.gradual_prune(gp.one_shot_schedule(0.5, 0))
+    with pytest.raises(ValueError, match="the updates' tree does not fit the param"):
+        tx.update(updates, tx.init(params), params)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gradprune_jax._cli import group
 
-# Those that end a run; LocalBlocks has no SIGHUP.
+# Those that end a run; Windows has no SIGHUP.
 _SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -53,10 +53,11 @@ def prune(
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
     rule = options.rule(**fields, is_torch=opened.is_torch)
+    passes = 1 if rule.allocation == "uniform" else 2
     counts: dict[str, int] = {}
     with (
         replacing(out, force) as temporary,
-        files.tracked(opened.arrays, checkpoint.name) as arrays,
+        files.tracked(opened.arrays, checkpoint.name, passes) as arrays,
     ):
         opened = dataclasses.replace(opened, arrays=arrays)
         with blaming(checkpoint):
@@ -81,42 +82,37 @@ def prune(
 def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
     """Return the arrays of a checkpoint by name, pruned where the rule selects them.
 
-    Under uniform allocation a leaf needs no other, and is pruned when it is read. Else
-    all leaves of the rule are read and pruned together.
+    Under uniform allocation the mask of a leaf needs no other leaf, and is made when
+    the leaf is read. Else the masks come first, from all leaves of the rule together,
+    and each leaf is read once more.
     """
     planned = gp.plan([rule], checkpoint.shapes)
     names = {leaf.path for leaf in planned.pruned if leaf.size}  # nothing has no zeros
-    selected = [path for path in checkpoint.arrays if "/".join(path) in names]
-    if rule.allocation == "uniform":
-        reads = {
-            path: functools.partial(_read_pruned, rule, checkpoint, path)
-            for path in selected
-        }
-    else:
-        pruned = _pruned(rule, checkpoint, selected)
-        reads = {path: functools.partial(pruned.__getitem__, path) for path in selected}
-    arrays = {
-        path: StoredArray(array.spec, reads.get(path, array.read))
-        for path, array in checkpoint.arrays.items()
+    arrays = checkpoint.arrays
+    selected = [path for path in arrays if "/".join(path) in names]
+    masks: Mapping[Path, np.ndarray | None] = dict.fromkeys(selected)
+    if rule.allocation != "uniform" and selected:
+        weights = {path: arrays[path].read() for path in selected}
+        masks = _masks(rule, checkpoint.file, weights)
+    pruned = {
+        path: StoredArray(
+            array.spec,
+            functools.partial(_read_pruned, rule, checkpoint, path, masks[path]),
+        )
+        if path in masks
+        else array
+        for path, array in arrays.items()
     }
-    return dataclasses.replace(checkpoint, arrays=arrays).named
+    return dataclasses.replace(checkpoint, arrays=pruned).named
 
 
-def _read_pruned(rule: gp.Rule, checkpoint: Checkpoint, path: Path) -> np.ndarray:
-    """Read one array and prune it alone."""
-    return _pruned(rule, checkpoint, [path])[path]
-
-
-def _pruned(
-    rule: gp.Rule, checkpoint: Checkpoint, paths: Sequence[Path]
+def _masks(
+    rule: gp.Rule, file: pathlib.Path, weights: Mapping[Path, np.ndarray]
 ) -> dict[Path, np.ndarray]:
-    """Read arrays and prune them together."""
-    if not paths:
-        return {}
+    """Return the masks of leaves that are pruned together."""
     schedule: Any = rule.schedule
-    weights = {path: checkpoint.arrays[path].read() for path in paths}
-    params, _ = gp.prune(
-        nested(checkpoint.file, weights),
+    _, masks = gp.prune(
+        nested(file, weights),
         schedule.final_sparsity,
         where=rule.where,
         structure=rule.structure,
@@ -124,7 +120,17 @@ def _pruned(
         stack_axis=rule.stack_axis,
         min_density=rule.min_density,
     )
-    return {path: np.asarray(leaf) for path, leaf in walk(params)}
+    return {path: np.asarray(mask) for path, mask in walk(masks)}
+
+
+def _read_pruned(
+    rule: gp.Rule, checkpoint: Checkpoint, path: Path, mask: np.ndarray | None
+) -> np.ndarray:
+    """Read an array, with zeros where its mask is False; None makes its own mask."""
+    values = checkpoint.arrays[path].read()
+    if mask is None:
+        mask = _masks(rule, checkpoint.file, {path: values})[path]
+    return np.where(mask, values, np.zeros((), values.dtype))
 
 
 def _counted(

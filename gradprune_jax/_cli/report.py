@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
 
 import click
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -88,16 +90,16 @@ def report(
     opened = open_checkpoint(checkpoint, params)
     inputs, outputs = (1, 0) if opened.is_torch else (-2, -1)
     pattern = gp.NM(pattern.keep, pattern.of, inputs if axis is None else axis)
-    with files.tracked(_floating(opened), checkpoint.name, passes=2) as arrays:
-        storage = storage_report(arrays, pattern=pattern, compress=compress)
-        with_channels = {n: a for n, a in arrays.items() if a.ndim >= 2 and a.size}
-        dead = gp.dead_channels(with_channels, axis=outputs)
-    measured = [
-        _Measured(
-            leaf, len(dead.get(leaf.path, ())) if leaf.path in with_channels else None
-        )
-        for leaf in storage.leaves
-    ]
+    dead: dict[str, int | None] = {}
+    with files.tracked(_floating(opened), checkpoint.name) as arrays:
+        each = {
+            name: StoredArray(
+                array.spec, functools.partial(_read, name, array, outputs, dead)
+            )
+            for name, array in arrays.items()
+        }
+        storage = storage_report(each, pattern=pattern, compress=compress)
+    measured = [_Measured(leaf, dead[leaf.path]) for leaf in storage.leaves]
     if as_json:
         click.echo(json.dumps(_as_dict(opened, measured, storage)))
     else:
@@ -106,6 +108,17 @@ def report(
         _draw(plot, measured, force)
         if not as_json:
             files.write_notice(plot)
+
+
+def _read(
+    name: str, array: StoredArray, axis: int, dead: dict[str, int | None]
+) -> np.ndarray:
+    """Read an array, and note how many dead channels it has; None without channels."""
+    values = array.read()
+    dead[name] = None
+    if values.ndim >= 2 and values.size:
+        dead[name] = len(gp.dead_channels({name: values}, axis).get(name, ()))
+    return values
 
 
 def _floating(checkpoint: Checkpoint) -> dict[str, StoredArray]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from gradprune_jax._checks import is_traced, may_be_nonzero
+from gradprune_jax._checks import may_be_nonzero
 from gradprune_jax._mask_update.erk import erk_kept
 from gradprune_jax._mask_update.floors import channel_floors, density_floors
 from gradprune_jax._mask_update.rounding import kept_count
 from gradprune_jax._mask_update.slices import Slice
 from gradprune_jax._rules import Rule
-from gradprune_jax._schedules import peak, progress
+from gradprune_jax._schedules import extremes
 from gradprune_jax._structures import NM
 from gradprune_jax._top_k import LARGEST_COUNT, Count, maximum, minimum, total
 
@@ -41,8 +40,10 @@ class Budget(NamedTuple):
     of_slices: Count | None
 
 
-def allocate(rule: Rule, slices: Sequence[Slice], step: Any) -> Budget:
-    r"""The budget of a rule at a step.
+def allocate(
+    rule: Rule, slices: Sequence[Slice], sparsity: Any, progress: Any
+) -> Budget:
+    r"""The budget of a rule at a sparsity of its schedule.
 
     Uniform allocation keeps $n - \mathrm{round}(s n)$ units of every slice. Global
     allocation keeps that many of all slices together, whichever they are in. Under
@@ -52,7 +53,9 @@ def allocate(rule: Rule, slices: Sequence[Slice], step: Any) -> Budget:
     Args:
       rule: the rule, with a schedule; not one of N:M.
       slices: the slices of all its leaves.
-      step: integer scalar, the step of the schedule, traced or not.
+      sparsity: float32 scalar, that of the schedule, traced or not.
+      progress: float32 scalar in [0, 1], how much of the schedule's way is done; only
+        `"erk"` needs it.
 
     Returns:
       The budget, of NumPy's arrays where nothing is traced.
@@ -66,9 +69,9 @@ def allocate(rule: Rule, slices: Sequence[Slice], step: Any) -> Budget:
     groups = [sum(sizes)] if together else sizes
     _check_sizes(sizes, groups)
     if rule.allocation == "erk":
-        kept = erk_kept(schedule, slices, _known(progress(schedule, step)))
+        kept = erk_kept(schedule, slices, progress)
     else:
-        kept = kept_count(groups, _known(schedule.sparsity(step)))
+        kept = kept_count(groups, sparsity)
     of_channels = of_slices = least = None
     if may_be_nonzero(rule.min_per_channel):
         of_channels = channel_floors(rule.min_per_channel, slices)
@@ -107,17 +110,10 @@ def kept_in_the_end(rule: Rule, slices: Sequence[Slice]) -> Any:
         pattern = rule.structure
         kept = [each.units // pattern.of * pattern.keep for each in slices]
         return np.array(kept, object)
-    with jax.ensure_compile_time_eval():  # inside a function that is traced, too
-        sparsest, _ = peak(schedule)
-        at_peak, at_end = (
-            allocate(rule, slices, step).kept for step in (sparsest, schedule.end_step)
-        )
-        return minimum(at_peak, at_end).integers()
-
-
-def _known(number: Any) -> Any:
-    """Converts a number to NumPy unless it is traced, so that nothing is compiled."""
-    return number if is_traced(number) else np.asarray(number)
+    at_peak, at_end = (
+        allocate(rule, slices, *numbers).kept for numbers in extremes(schedule)
+    )
+    return minimum(at_peak, at_end).integers()
 
 
 def _check_sizes(sizes: Sequence[int], groups: Sequence[int]) -> None:

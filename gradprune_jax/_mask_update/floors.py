@@ -59,7 +59,10 @@ def channel_floors(min_per_channel: Any, slices: Sequence[Slice]) -> Count:
     of_channel = np.array(
         [each.units // max(each.output_channels, 1) for each in slices], np.uint32
     )
-    inputs = np.array([max(each.unit_inputs, 1) for each in slices], np.uint32)
+    # No floor is above 2^31 - 1, so larger units are the same as this large.
+    inputs = np.array(
+        [min(max(each.unit_inputs, 1), 2**32 - 1) for each in slices], np.uint32
+    )
     if is_traced(min_per_channel):
         wanted = jnp.maximum(min_per_channel, 0).astype(jnp.uint32)
         units = wanted // inputs + (wanted % inputs != 0).astype(jnp.uint32)

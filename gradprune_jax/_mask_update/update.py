@@ -8,6 +8,7 @@ stay as the budget says, as long as there are so many.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from gradprune_jax._mask_update.nm import select_in_groups
 from gradprune_jax._mask_update.scores import units_of_leaves
 from gradprune_jax._mask_update.slices import slices_of_leaf
 from gradprune_jax._rules import Rule
+from gradprune_jax._schedules import progress
 from gradprune_jax._structures import NM
 from gradprune_jax._top_k import Count, Units, top_k
 
@@ -68,7 +70,9 @@ def _select_units(
     slices = [
         each for leaf in leaves for each in slices_of_leaf(rule, leaf.shard.shape)
     ]
-    budget = allocate(rule, slices, step)
+    schedule: Any = rule.schedule
+    done = progress(schedule, step) if rule.allocation == "erk" else None
+    budget = allocate(rule, slices, schedule.sparsity(step), done)
     units = units_of_leaves(rule, leaves)
     if budget.of_channels is not None:
         first = _first_of_channels(rule, units, budget.of_channels)
@@ -92,12 +96,13 @@ def _first_of_channels(
 ) -> list[jax.Array]:
     """Marks the `floors` highest units of every output channel of every slice."""
     by_channel = [leaf.sliced(_channel_axes(rule, leaf)) for leaf in units]
-    # All slices of a leaf have one floor, so all of their channels have.
-    starts = np.cumsum([0, *(leaf.slices for leaf in units[:-1])])
-    counts = np.array([leaf.slices for leaf in by_channel])
-    kept = Count(
-        jnp.repeat(floors.high[starts], counts), jnp.repeat(floors.low[starts], counts)
-    )
+    channels = [
+        own.slices // leaf.slices
+        for leaf, own in zip(units, by_channel, strict=True)
+        for _ in range(leaf.slices)
+    ]
+    times = np.array(channels, int)
+    kept = Count(jnp.repeat(floors.high, times), jnp.repeat(floors.low, times))
 
     def select() -> list[jax.Array]:
         return top_k(by_channel, kept)

@@ -29,7 +29,7 @@ from gradprune_jax._rules import (
     assign,
     unmatched_matrices,
 )
-from gradprune_jax._schedules import SparsitySchedule, is_concrete, peak
+from gradprune_jax._schedules import SparsitySchedule, extremes, is_concrete
 from gradprune_jax._structures import NM, Structure, Unstructured, counted
 
 
@@ -185,7 +185,7 @@ def _plan_rule(
         leaves, blocks, slices, of_leaves, strict=True
     ):
         units = sum(each.units for each in own)
-        _, final = peak(schedule)
+        final = float(extremes(schedule)[0][0])
         if units_kept is not None and has_own_sparsity:
             final = 1 - units_kept / max(units, 1)
         plans.append(

@@ -15,7 +15,7 @@ from gradprune_jax._schedules.constructors import (
     polynomial_schedule as polynomial_schedule,
 )
 from gradprune_jax._schedules.schedule import SparsitySchedule as SparsitySchedule
+from gradprune_jax._schedules.schedule import extremes as extremes
 from gradprune_jax._schedules.schedule import is_concrete as is_concrete
-from gradprune_jax._schedules.schedule import peak as peak
 from gradprune_jax._schedules.schedule import progress as progress
 from gradprune_jax._schedules.schedule import with_table as with_table

@@ -122,11 +122,11 @@ def custom_schedule(
     window = (begin_step, end_step, every)
     if any(map(is_traced, window)):
         return SparsitySchedule(*window, fn(begin_step), fn(end_step), fn=fn)
-    first, *later = (*range(begin_step, end_step, every), end_step)
-    (initial,) = _checked_values(fn, [first])
+    (initial,) = _checked_values(fn, [begin_step])
     if is_traced(initial):
         (final,) = _checked_values(fn, [end_step])
         return SparsitySchedule(*window, initial, final, fn=fn)
+    _, *later = (*range(begin_step, end_step, every), end_step)
     values = [initial, *_checked_values(fn, later)]
     schedule = SparsitySchedule(*window, initial, values[-1], fn=fn)
     if is_concrete(schedule):

@@ -109,7 +109,8 @@ class SparsitySchedule:
           >>> [round(float(schedule.sparsity(step)), 3) for step in (0, 49, 50, 100)]
           [0.0, 0.0, 0.7, 0.8]
         """
-        return _in_force(self, step, (self.initial_sparsity, self.final_sparsity))
+        ends = (self.initial_sparsity, self.final_sparsity)
+        return _in_force(self, step, self._curve, self._sparsities, ends)
 
     @property
     def update_steps(self) -> tuple[int, ...]:
@@ -123,6 +124,19 @@ class SparsitySchedule:
         if not is_concrete(self):
             return None
         return evaluate(self._curve, self.update_steps)
+
+    @functools.cached_property
+    def _sparsities(self) -> np.ndarray | None:
+        """The sparsity of every mask update, float32; None if a field is traced."""
+        ends = (self.initial_sparsity, self.final_sparsity)
+        return _table_of(self._values, ends)
+
+    @functools.cached_property
+    def _progresses(self) -> np.ndarray | None:
+        """The progress at every mask update, float32; None if a field is traced."""
+        if self._values is None:
+            return None
+        return _table_of([self._done(value) for value in self._values], (0, 1))
 
     @property
     def _ends(self) -> tuple[Any, Any]:
@@ -142,6 +156,15 @@ class SparsitySchedule:
         power = _float32(self.power) if is_traced(self.power) else self.power
         remaining = 1 - number(step - self.begin_step) / number(window)
         return final + (initial - final) * remaining**power
+
+    def _done(self, sparsity: Any) -> Any:
+        """How much of the way from the initial to the final sparsity is done."""
+        initial, final = self._ends
+        difference = final - initial
+        if not is_traced(difference) and difference == 0:
+            return 0.0 * sparsity  # both ends are equal: 0 until `end_step` sets 1
+        share = (sparsity - initial) / difference
+        return jnp.clip(share, 0, 1) if is_traced(share) else min(max(share, 0.0), 1.0)
 
 
 def progress(schedule: SparsitySchedule, step: ArrayLike) -> jax.Array:
@@ -168,16 +191,11 @@ def progress(schedule: SparsitySchedule, step: ArrayLike) -> jax.Array:
       >>> [float(progress(schedule, step)) for step in (0, 49, 50, 100)]
       [0.0, 0.0, 0.875, 1.0]
     """
-    initial, final = schedule._ends
-    difference = final - initial
 
-    def done(sparsity: Any) -> Any:
-        if not is_traced(difference) and difference == 0:
-            return 0.0 * sparsity  # both ends are equal: 0 until `end_step` sets 1
-        share = (sparsity - initial) / difference
-        return jnp.clip(share, 0, 1) if is_traced(share) else min(max(share, 0.0), 1.0)
+    def curve(step: Any) -> Any:
+        return schedule._done(schedule._curve(step))
 
-    return _in_force(schedule, step, (0, 1), done)
+    return _in_force(schedule, step, curve, schedule._progresses, (0, 1))
 
 
 def is_concrete(schedule: SparsitySchedule) -> bool:
@@ -186,19 +204,20 @@ def is_concrete(schedule: SparsitySchedule) -> bool:
     return not any(is_traced(getattr(schedule, field.name)) for field in fields)
 
 
-def peak(schedule: SparsitySchedule) -> tuple[int, float]:
-    """The step of the highest sparsity, and that sparsity; masks never grow after it.
+def extremes(schedule: SparsitySchedule) -> list[tuple[np.float32, np.float32]]:
+    """The sparsity and the progress at the sparsest mask update, and at the last.
 
-    The schedule must be concrete.
+    NumPy's numbers: no device is needed, and nothing is compiled. The schedule must be
+    concrete.
 
     Examples:
       >>> import gradprune_jax as gp
-      >>> peak(gp.polynomial_schedule(0.5, 0, 100))
-      (100, 0.5)
+      >>> [(float(s), float(p)) for s, p in extremes(gp.one_shot_schedule(0.5, 0))]
+      [(0.5, 1.0), (0.5, 1.0)]
     """
-    values = np.asarray(schedule._values, np.float32)
-    place = int(np.argmax(values))
-    return schedule.update_steps[place], float(values[place])
+    sparsities: Any = schedule._sparsities
+    progresses: Any = schedule._progresses
+    return [(sparsities[at], progresses[at]) for at in (sparsities.argmax(), -1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,27 +251,38 @@ def evaluate(curve: Callable[[Any], Any], steps: Sequence[int]) -> list[Any]:
         return [curve(np.int32(step)) for step in steps]
 
 
+def _table_of(values: Sequence[Any] | None, ends: tuple[Any, Any]) -> Any:
+    """The values of all mask updates as float32, with exact values at both ends."""
+    if values is None:
+        return None
+    table = np.asarray(values, np.float32)
+    table[0] = ends[0]
+    table[-1] = ends[1]  # which holds where both are the same update
+    return table
+
+
 def _in_force(
     schedule: SparsitySchedule,
     step: ArrayLike,
+    curve: Callable[[Any], Any],
+    table: np.ndarray | None,
     ends: tuple[Any, Any],
-    of: Callable[[Any], Any] = lambda sparsity: sparsity,
 ) -> jax.Array:
-    """A function of the sparsity at the last mask update up to a step.
+    """A curve at the last mask update up to a step, with exact values at both ends.
 
     Args:
       schedule: the schedule.
       step: integer scalar or array, traced or not.
+      curve: a function of the step of a mask update.
+      table: its values at all mask updates; None if the schedule is traced.
       ends: the values at and before `begin_step`, and from `end_step` on.
-      of: the function.
     """
     step = _as_step(step)
     begin, end = schedule.begin_step, schedule.end_step
     update = (jnp.clip(step, begin, end) - begin) // schedule.every
-    if schedule._values is None:
-        value = _float32(of(schedule._curve(begin + update * schedule.every)))
+    if table is None:
+        value = _float32(curve(begin + update * schedule.every))
     else:
-        table = np.asarray([of(value) for value in schedule._values], np.float32)
         value = jnp.asarray(table)[update]
     value = jnp.where(step <= begin, _float32(ends[0]), value)
     return jnp.where(step >= end, _float32(ends[1]), value)

@@ -112,7 +112,12 @@ def cumulative_sum(numbers: Any) -> Count:
 
 
 def total(counts: Count) -> Count:
-    """Add up less than 2^16 counts along the last axis, which is kept."""
+    """Add up counts along the last axis, which is kept.
+
+    NumPy's counts may be any number of them, those of JAX less than 2^16.
+    """
+    if array_namespace(counts.high, counts.low) is np:
+        return Count.of(counts.integers().sum(axis=-1, keepdims=True))
     high = counts.high.sum(axis=-1, keepdims=True, dtype=np.uint32)
     low = cumulative_sum(counts.low)
     zero = array_namespace(high).zeros_like(high)

@@ -16,6 +16,7 @@ import optax
 
 from gradprune_jax import _tree
 from gradprune_jax._layouts import where_laid_out
+from gradprune_jax._mask_update import PrunedLeaf
 from gradprune_jax._rules import Rule, assign
 from gradprune_jax._state import check_fits, is_dense
 from gradprune_jax._top_k import Shard, wider_dtype
@@ -53,6 +54,10 @@ class LeafUpdate(NamedTuple):
     def is_pruned(self) -> bool:
         """Whether the leaf has a mask, and an update to be masked."""
         return self.update is not None and not is_dense(self.mask)
+
+    def pruned(self) -> PrunedLeaf:
+        """What a mask update needs of the leaf."""
+        return PrunedLeaf(self.weight, self.mask, self.shard)
 
     def new_update(self) -> Any:
         """Returns `update` where the weight is live, and `-weight` where it is pruned.
@@ -165,17 +170,19 @@ def pair_leaves(
             "the updates are None: call tx.update(updates, state, params)."
         )
     is_partial = any(map(_is_none, jax.tree.leaves(updates, is_leaf=_is_none)))
-    treedef: Any = jax.tree.structure(
-        updates if is_partial else params, is_leaf=_is_none
+    treedef: Any = (
+        jax.tree.structure(updates, is_leaf=_is_none)
+        if is_partial
+        else jax.tree.structure(params)
     )
     own_updates = _flatten(treedef, updates, _UPDATES)
     own_params = _flatten(treedef, params, _UPDATES)
     own_masks = _flatten(treedef, masks, _MASKS)
-    pairs = zip(own_params, own_updates, strict=True)
+    pairs = list(zip(own_params, own_updates, strict=True))
+    if not jax.tree_util.all_leaves([p for p, u in pairs if u is not None]):
+        raise ValueError(f"{_UPDATES} an update has no parameter, or several.")
     present = as_arrays(treedef.unflatten([None if u is None else p for p, u in pairs]))
     named = _tree.named_leaves(present, _is_none)
-    if len(named) != len(own_updates):
-        raise ValueError(f"{_UPDATES} an update has several parameters in its place.")
     placement = shards(present, partition_specs, is_leaf=_is_none)
     shapes = [shard.shape for shard in placement]
     assigned = assign(rules, named, shapes, all_match=False)  # some may be absent

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _tree
-from gradprune_jax._mask_update import PrunedLeaf, masks_at_step
+from gradprune_jax._mask_update import masks_at_step
 from gradprune_jax._pairing import pair_with_masks
 from gradprune_jax._rules import (
     Allocation,
@@ -223,21 +223,20 @@ def _with_new_masks(
     rules: Sequence[Rule], step: jax.Array, tree: UpdateTree
 ) -> UpdateTree:
     """The leaves with the masks that hold after a step of every rule."""
-    _check_rules(tree.leaves)
-    placement = [leaf.shard for leaf in tree.leaves]
-    step = after(step, [leaf.update for leaf in tree.leaves], placement)
-    new: dict[str, jax.Array] = {}
+    leaves = list(tree.leaves)
+    _check_rules(leaves)
+    placement = [leaf.shard for leaf in leaves]
+    step = after(step, [leaf.update for leaf in leaves], placement)
     for position, rule in enumerate(rules):
-        own = [leaf for leaf in tree.leaves if leaf.rule == position]
+        # By position, because two leaves may have one name.
+        own = [i for i, leaf in enumerate(leaves) if leaf.rule == position]
         if not own:
             continue
-        masks = masks_at_step(
-            rule, step, [PrunedLeaf(leaf.weight, leaf.mask, leaf.shard) for leaf in own]
-        )
-        new |= {leaf.name: mask for leaf, mask in zip(own, masks, strict=True)}
+        masks = masks_at_step(rule, step, [leaves[i].pruned() for i in own])
+        for i, mask in zip(own, masks, strict=True):
+            leaves[i] = leaves[i]._replace(mask=mask)
         if position + 1 < len(rules):
             step = after(step, masks, placement)
-    leaves = [leaf._replace(mask=new.get(leaf.name, leaf.mask)) for leaf in tree.leaves]
     return tree._replace(leaves=leaves)
 
 

@@ -84,7 +84,11 @@ def save_sparse(
     file = pathlib.Path(path)
     arrays = _stored(params)
     check_fraction("max_density", max_density)
-    for key in metadata or {}:
+    for key, text in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ValueError(
+                f"metadata has {key!r}: {text!r}; its names and values must be strings."
+            )
         if key.startswith(_OWN):
             raise ValueError(
                 f"metadata has {key!r}; names that begin with {_OWN!r} are this "

@@ -35,10 +35,10 @@ class LeafStorage:
       dtype: of the array.
       size: the number of weights.
       nonzero: those that sparse layouts store: all that are not +0.0.
-      negative_zeros: how many of these are -0.0, as `weight * mask` leaves them.
+      nbytes: the bytes in each layout; None where a layout does not fit.
+      negative_zeros: how many of the stored are -0.0, as `weight * mask` leaves them.
       in_pattern: the fraction of the N:M groups with at most N non-zero weights; None
         where groups do not fit the shape.
-      nbytes: the bytes in each layout; None where a layout does not fit.
     """
 
     path: str
@@ -46,9 +46,9 @@ class LeafStorage:
     dtype: np.dtype
     size: int
     nonzero: int
-    negative_zeros: int
-    in_pattern: float | None
     nbytes: dict[str, int | None]
+    negative_zeros: int = 0
+    in_pattern: float | None = None
 
     def smallest(self, layout: str) -> int:
         """Return the bytes in a layout, or dense where the layout is no smaller."""
