@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._checks import is_traced
@@ -25,7 +24,7 @@ from gradprune_jax._mask_update.slices import slices_of_leaf
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import progress
 from gradprune_jax._structures import NM
-from gradprune_jax._top_k import Count, Units, top_k
+from gradprune_jax._top_k import Count, Units, array_namespace, top_k
 
 
 def update_masks(
@@ -102,7 +101,8 @@ def _first_of_channels(
         for _ in range(leaf.slices)
     ]
     times = np.array(channels, int)
-    kept = Count(jnp.repeat(floors.high, times), jnp.repeat(floors.low, times))
+    xp = array_namespace(floors.high, floors.low)
+    kept = Count(xp.repeat(floors.high, times), xp.repeat(floors.low, times))
 
     def select() -> list[jax.Array]:
         return top_k(by_channel, kept)

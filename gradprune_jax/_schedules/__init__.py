@@ -14,8 +14,8 @@ from gradprune_jax._schedules.constructors import one_shot_schedule as one_shot_
 from gradprune_jax._schedules.constructors import (
     polynomial_schedule as polynomial_schedule,
 )
+from gradprune_jax._schedules.constructors import with_table as with_table
 from gradprune_jax._schedules.schedule import SparsitySchedule as SparsitySchedule
 from gradprune_jax._schedules.schedule import extremes as extremes
 from gradprune_jax._schedules.schedule import is_concrete as is_concrete
 from gradprune_jax._schedules.schedule import progress as progress
-from gradprune_jax._schedules.schedule import with_table as with_table

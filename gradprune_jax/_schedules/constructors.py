@@ -1,7 +1,9 @@
-"""The schedules that users make: the paper's polynomial, one shot, any function."""
+"""Constructors: the paper's polynomial, one shot, any function, or its table."""
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,6 +134,29 @@ def custom_schedule(
     if is_concrete(schedule):
         schedule.__dict__["_values"] = values  # the function is not called again
     return schedule
+
+
+def with_table(schedule: SparsitySchedule) -> SparsitySchedule:
+    """The same schedule, with a table of values in place of a user's function.
+
+    Two functions are never equal, so a program that is compiled for one would be
+    compiled anew for the other. Tables of equal values are equal.
+    """
+    if schedule.fn is None or schedule._values is None:
+        return schedule
+    values = tuple(float(value) for value in schedule._values)
+    return dataclasses.replace(schedule, fn=_Table(schedule.update_steps, values))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A function of the step, by its values at all mask updates."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __call__(self, step: Any) -> float:
+        return self.values[bisect.bisect_left(self.steps, step)]
 
 
 def _checked_values(fn: Callable[[Any], Any], steps: Sequence[int]) -> list[Any]:

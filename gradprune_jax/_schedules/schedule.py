@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -218,29 +217,6 @@ def extremes(schedule: SparsitySchedule) -> list[tuple[np.float32, np.float32]]:
     sparsities: Any = schedule._sparsities
     progresses: Any = schedule._progresses
     return [(sparsities[at], progresses[at]) for at in (sparsities.argmax(), -1)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """A function of the step, by its values at all mask updates."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-    def __call__(self, step: Any) -> float:
-        return self.values[bisect.bisect_left(self.steps, step)]
-
-
-def with_table(schedule: SparsitySchedule) -> SparsitySchedule:
-    """The same schedule, with a table of values in place of a user's function.
-
-    Two functions are never equal, so a program that is compiled for one would be
-    compiled anew for the other. Tables of equal values are equal.
-    """
-    if schedule.fn is None or schedule._values is None:
-        return schedule
-    values = tuple(float(value) for value in schedule._values)
-    return dataclasses.replace(schedule, fn=_Table(schedule.update_steps, values))
 
 
 def evaluate(curve: Callable[[Any], Any], steps: Sequence[int]) -> list[Any]:

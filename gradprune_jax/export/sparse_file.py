@@ -86,9 +86,7 @@ def save_sparse(
     check_fraction("max_density", max_density)
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
-            raise ValueError(
-                f"metadata has {key!r}: {text!r}; its names and values must be strings."
-            )
+            raise ValueError(f"metadata has {key!r}: {text!r}; both must be strings.")
         if key.startswith(_OWN):
             raise ValueError(
                 f"metadata has {key!r}; names that begin with {_OWN!r} are this "
@@ -184,8 +182,7 @@ def _contents(
     metadata that they need.
 
     Returns:
-      What the file will hold by name: an array, or in its place the parts of it; and
-      the metadata.
+      What the file will hold by name, arrays or their parts; and the metadata.
     """
     dense = {name: array.spec for name, array in arrays.items()}
     check_storable(dense)
@@ -210,9 +207,8 @@ def _contents(
                 )
         specs |= own
     header = {**metadata, **_own_metadata(sparse, dense.keys())}
-    if sparse and safetensors_nbytes(specs, header) > safetensors_nbytes(
-        dense, metadata
-    ):
+    plain_nbytes = safetensors_nbytes(dense, metadata)
+    if sparse and safetensors_nbytes(specs, header) > plain_nbytes:
         return dense, {**metadata, **_own_metadata([], dense.keys())}
     return specs, header
 
