@@ -6,10 +6,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -92,8 +94,7 @@ def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
     selected = [path for path in arrays if "/".join(path) in names]
     masks: Mapping[Path, np.ndarray | None] = dict.fromkeys(selected)
     if rule.allocation != "uniform" and selected:
-        weights = {path: arrays[path].read() for path in selected}
-        masks = _masks(rule, checkpoint.file, weights)
+        masks = _masks_together(rule, checkpoint, selected)
     pruned = {
         path: StoredArray(
             array.spec,
@@ -106,10 +107,30 @@ def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
     return dataclasses.replace(checkpoint, arrays=pruned).named
 
 
-def _masks(
-    rule: gp.Rule, file: pathlib.Path, weights: Mapping[Path, np.ndarray]
+def _masks_together(
+    rule: gp.Rule, checkpoint: Checkpoint, paths: Sequence[Path]
 ) -> dict[Path, np.ndarray]:
     """Return the masks of leaves that are pruned together."""
+    arrays = [checkpoint.arrays[path] for path in paths]
+    if any(array.dtype.itemsize >= 8 for array in arrays):  # which JAX would narrow
+        weights = [array.read() for array in arrays]
+        masks = _masks(rule, checkpoint.file, dict(zip(paths, weights, strict=True)))
+    else:
+        # Compiled, so that the pruned weights, which nobody asks for, are never made.
+        @jax.jit
+        def select(weights: list[jax.Array]) -> list[jax.Array]:
+            own = dict(zip(paths, weights, strict=True))
+            return list(_masks(rule, checkpoint.file, own).values())
+
+        selected = select([jnp.asarray(array.read()) for array in arrays])
+        masks = dict(zip(paths, selected, strict=True))
+    return {path: np.asarray(mask) for path, mask in masks.items()}
+
+
+def _masks(
+    rule: gp.Rule, file: pathlib.Path, weights: Mapping[Path, Any]
+) -> dict[Path, Any]:
+    """Return the masks of leaves, in the order of the weights."""
     schedule: Any = rule.schedule
     _, masks = gp.prune(
         nested(file, weights),
@@ -120,7 +141,8 @@ def _masks(
         stack_axis=rule.stack_axis,
         min_density=rule.min_density,
     )
-    return {path: np.asarray(mask) for path, mask in walk(masks)}
+    found = dict(walk(masks))
+    return {path: found[path] for path in weights}
 
 
 def _read_pruned(
@@ -129,7 +151,7 @@ def _read_pruned(
     """Read an array, with zeros where its mask is False; None makes its own mask."""
     values = checkpoint.arrays[path].read()
     if mask is None:
-        mask = _masks(rule, checkpoint.file, {path: values})[path]
+        mask = np.asarray(_masks(rule, checkpoint.file, {path: values})[path])
     return np.where(mask, values, np.zeros((), values.dtype))
 
 
