@@ -112,19 +112,17 @@ def _masks_together(
 ) -> dict[Path, np.ndarray]:
     """Return the masks of leaves that are pruned together."""
     arrays = [checkpoint.arrays[path] for path in paths]
+
+    def select(weights: Sequence[Any]) -> list[Any]:
+        own = dict(zip(paths, weights, strict=True))
+        return list(_masks(rule, checkpoint.file, own).values())
+
     if any(array.dtype.itemsize >= 8 for array in arrays):  # which JAX would narrow
-        weights = [array.read() for array in arrays]
-        masks = _masks(rule, checkpoint.file, dict(zip(paths, weights, strict=True)))
+        masks = select([array.read() for array in arrays])
     else:
         # Compiled, so that the pruned weights, which nobody asks for, are never made.
-        @jax.jit
-        def select(weights: list[jax.Array]) -> list[jax.Array]:
-            own = dict(zip(paths, weights, strict=True))
-            return list(_masks(rule, checkpoint.file, own).values())
-
-        selected = select([jnp.asarray(array.read()) for array in arrays])
-        masks = dict(zip(paths, selected, strict=True))
-    return {path: np.asarray(mask) for path, mask in masks.items()}
+        masks = jax.jit(select)([jnp.asarray(array.read()) for array in arrays])
+    return dict(zip(paths, map(np.asarray, masks), strict=True))
 
 
 def _masks(

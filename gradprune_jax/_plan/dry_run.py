@@ -180,12 +180,13 @@ def _plan_rule(
         or isinstance(rule.structure, NM)
         or rule.min_per_channel > 0
     )
+    (sparsest, _), _ = extremes(schedule)
     plans = []
     for leaf, block, own, units_kept in zip(
         leaves, blocks, slices, of_leaves, strict=True
     ):
         units = sum(each.units for each in own)
-        final = float(extremes(schedule)[0][0])
+        final = float(sparsest)
         if units_kept is not None and has_own_sparsity:
             final = 1 - units_kept / max(units, 1)
         plans.append(
