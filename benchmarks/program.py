@@ -102,10 +102,24 @@ class Program(NamedTuple):
         }
 
     def _one_pass(self, loop: Instruction) -> dict[str, int]:
-        """What is added up over devices in one pass of a loop."""
-        inside = self.within(loop.called)
-        reductions = [each.bytes for each in inside if each.opcode == "all-reduce"]
+        """What is added up over devices in one pass of a loop, at most."""
+        reductions = [size for name in loop.called for size in self._reductions(name)]
         return {"all_reduces": len(reductions), "bytes": sum(reductions)}
+
+    def _reductions(self, name: str) -> list[int]:
+        """The bytes of each all-reduce of a computation, in one branch of many."""
+        found: list[int] = []
+        for each in self.computations[name]:
+            if each.opcode == "all-reduce":
+                found.append(each.bytes)
+                continue
+            called = [self._reductions(other) for other in each.called]
+            found += (
+                max(called, key=sum, default=[])
+                if each.opcode == "conditional"
+                else itertools.chain.from_iterable(called)
+            )
+        return found
 
 
 def _size_in_bytes(type_: str) -> int:

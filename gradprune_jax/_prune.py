@@ -20,11 +20,15 @@ from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
+from gradprune_jax._state import is_dense
 from gradprune_jax._structures import Structure, check_pattern
 
 # Fields of a rule that may be tracers, and the numbers that replace them while the rule
 # is a static argument. 1, because output_axis is refused beside min_per_channel=0.
 _FLOORS: dict[str, Any] = {"min_density": 0.0, "min_per_channel": 1}
+
+# More leaves than these are pruned outside a compiled program.
+MOST_IN_ONE_PROGRAM = 64
 
 
 def prune(
@@ -87,17 +91,41 @@ def prune(
         min_per_channel=min_per_channel,
         output_axis=output_axis,
     )
-    leaves = _tree.named_leaves(params)
-    own = selected_leaves(rule, params)
-    pruned: list[Any] = [leaf.value for leaf in leaves]
-    masks: list[Any] = [optax.MaskedNode()] * len(leaves)
-    wide = any(_is_wide(pruned[i]) for i in own)
-    with _enable_x64() if wide else contextlib.nullcontext():
-        selected = _select_masks(rule, [jnp.asarray(pruned[i]) for i in own])
-    for i, mask in zip(own, selected, strict=True):
-        pruned[i], masks[i] = _zeroed(pruned[i], mask), mask
+    values = [leaf.value for leaf in _tree.named_leaves(params)]
+    masks = _masks_of_values(rule, params, values)
+    pruned = [
+        value if is_dense(mask) else _zeroed(value, mask)
+        for value, mask in zip(values, masks, strict=True)
+    ]
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten(pruned), treedef.unflatten(masks)
+
+
+def masks_of_rule(rule: Rule, params: Any) -> Any:
+    """The masks that `prune` returns, without the pruned parameters.
+
+    Those take as much memory again, which a whole checkpoint may not leave.
+
+    Args:
+      rule: the rule, with a one-shot schedule.
+      params: the parameters, plain or boxed.
+    """
+    values = [leaf.value for leaf in _tree.named_leaves(params)]
+    masks = _masks_of_values(rule, params, values)
+    treedef: Any = jax.tree.structure(params)
+    return treedef.unflatten(masks)
+
+
+def _masks_of_values(rule: Rule, params: Any, values: Sequence[Any]) -> list[Any]:
+    """The mask of each of the parameters' values, `MaskedNode` where it is dense."""
+    own = selected_leaves(rule, params)
+    masks: list[Any] = [optax.MaskedNode()] * len(values)
+    wide = any(_is_wide(values[i]) for i in own)
+    with _enable_x64() if wide else contextlib.nullcontext():
+        selected = _select_masks(rule, [jnp.asarray(values[i]) for i in own])
+    for i, mask in zip(own, selected, strict=True):
+        masks[i] = mask
+    return masks
 
 
 def _enable_x64() -> Any:
@@ -131,10 +159,13 @@ def _select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     """The masks of one rule's leaves, from a compiled program.
 
     Sparsities and floors are passed as arguments, so that another value does not
-    recompile. Op by op each pass would make an array as large as the leaf.
+    recompile. Of many leaves a program would take long to compile, so there each shape
+    is compiled once, and the loop is Python's.
     """
     schedule: Any = rule.schedule
     program = dataclasses.replace(rule, where=None)
+    if len(weights) > MOST_IN_ONE_PROGRAM and not _is_traced(rule, weights):
+        return update_masks(program, jnp.int32(0), _unpruned(weights))
     arguments = {}
     if rule.allocation != "erk" or not is_concrete(schedule):
         arguments["schedule"] = schedule.final_sparsity
@@ -156,5 +187,19 @@ def _compiled_select(
         for name, value in arguments.items()
     }
     rule = dataclasses.replace(rule, **fields)
-    leaves = [PrunedLeaf.unpruned(leaf) for leaf in weights]
-    return update_masks(rule, jnp.int32(0), leaves)
+    return update_masks(rule, jnp.int32(0), _unpruned(weights))
+
+
+def _unpruned(weights: Sequence[jax.Array]) -> list[PrunedLeaf]:
+    return [PrunedLeaf.unpruned(leaf) for leaf in weights]
+
+
+def _is_traced(rule: Rule, weights: Sequence[jax.Array]) -> bool:
+    """Whether a number is known to a compiled program alone, or in parts on hosts."""
+    schedule: Any = rule.schedule
+    numbers = [getattr(rule, floor) for floor in _FLOORS]
+    return (
+        any(map(is_traced, (*numbers, *weights)))
+        or not is_concrete(schedule)
+        or not all(leaf.is_fully_addressable for leaf in weights)
+    )

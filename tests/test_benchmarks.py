@@ -10,7 +10,7 @@ import pytest
 import gradprune_jax as gp
 from benchmarks import inference, patterns, stored
 from benchmarks.program import Program
-from benchmarks.speed import mask_update, rivals, step, tables
+from benchmarks.speed import compilation, mask_update, rivals, step, tables
 from gradprune_jax.demo.models import LinenNetwork
 
 
@@ -24,6 +24,7 @@ def test_a_case_is_measured_and_shown():
     results = {
         "mask_update": [row, one],
         "step": [step.measure("the optimizer alone", repeats=1)],
+        "compile": [compilation.measure("two", {"a": (9, 8), "b": (9, 8)}, {})],
         "machine": "here",
         "date": "today",
         "jax": jax.__version__,
@@ -31,7 +32,19 @@ def test_a_case_is_measured_and_shown():
     table = tables.markdown(results)
     assert "| mostly zero | 2 x 30 x 20 | bfloat16 |" in table
     assert f"| the optimizer alone | {10_000_000:,} |" in table
+    assert "| two | 2 | 1 |" in table
     assert json.loads(json.dumps(results)) is not None
+
+
+def test_the_trees_that_are_compiled_are_of_the_published_sizes():
+    weights = {
+        name: sum(int(np.prod(shape)) for shape in shapes().values())
+        for name, (shapes, _) in compilation.TREES.items()
+    }
+    assert weights["ResNet-50"] == pytest.approx(25.5e6, rel=0.01)
+    assert weights["DenseNet-121"] == pytest.approx(7.9e6, rel=0.02)
+    assert weights["BERT-base"] == pytest.approx(108.4e6, rel=0.01)
+    assert weights["decoder of 28 layers"] == pytest.approx(596e6, rel=0.01)
 
 
 def test_sparse_products_are_measured_and_shown():

@@ -1,5 +1,6 @@
 """Large leaves, whose search starts from a sample: exact, and guessed well."""
 
+import dataclasses
 import functools
 
 import jax
@@ -94,9 +95,10 @@ def test_leaves_of_very_different_sizes_are_exact_together(min_density):
 
 
 def units_of(weights, mask):
-    return Units.of_leaf(
+    return Units(
         (jnp.asarray(weights), jnp.asarray(mask)),
-        functools.partial(ranking_keys, dtype=jnp.float32),
+        first=None,
+        make_keys=ranking_keys,
         dtype=jnp.float32,
         slice_axes=(),
         shard=whole(weights.shape),
@@ -125,7 +127,7 @@ def test_small_leaves_and_many_leaves_are_searched_without_a_sample():
     small = units_of(np.ones((300, 300), np.float32), np.ones((300, 300), bool))
     guess = functools.partial(sampling.guess_thresholds, top=top)
     assert guess(Ranking([small]), kept, Groups(1, False)) is None
-    large = small._replace(shard=whole(LARGE))
+    large = dataclasses.replace(small, shard=whole(LARGE))
     assert guess(Ranking([large] * 65), kept, Groups(65, False)) is None
 
 

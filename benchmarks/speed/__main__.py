@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import track
 
 from benchmarks import stored
-from benchmarks.speed import mask_update, step, tables
+from benchmarks.speed import compilation, mask_update, step, tables
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="calls of each case")
     parser.add_argument("--largest", type=int, default=10**8, help="most weights")
-    parser.add_argument("--only", choices=PARTS, help="keep the other's last figures")
+    parser.add_argument("--only", choices=PARTS, help="keep the others' last figures")
     parser.add_argument("--dry", action="store_true", help="print only, store nothing")
     arguments = parser.parse_args()
     results = stored.read("speed") | stored.machine()
@@ -44,7 +44,16 @@ def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [*measured, step.measure_sweep(repeats)]
 
 
-PARTS = {"mask_update": mask_updates, "step": steps}
+def compilations(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The trees of shapes, each compiled once."""
+    del arguments
+    trees = track(compilation.TREES.items(), "compilations")
+    return [
+        compilation.measure(name, shapes(), fields) for name, (shapes, fields) in trees
+    ]
+
+
+PARTS = {"mask_update": mask_updates, "step": steps, "compile": compilations}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ def markdown(results: dict[str, Any]) -> str:
             _table(_FAMILY_COLUMNS, others),
             "**A step without a mask update**",
             _table(_STEP_COLUMNS, results["step"]),
+            "**Tracing and compiling a step**",
+            _table(_COMPILE_COLUMNS, results["compile"]),
             f"Measured by `make bench` on {results['machine']}, {results['date']}, "
             f"jax {results['jax']}.",
         ]
@@ -66,6 +68,18 @@ _STEP_COLUMNS = {
     "Adam, ms": lambda row: f"{row['adam_ms']:.2f}",
     "Adam with pruning, ms": lambda row: f"{row['pruned_ms']:.2f}",
     "ratio": lambda row: f"{row['ratio']:.3f}",
+}
+
+_COMPILE_COLUMNS = {
+    "shapes of": lambda row: row["tree"],
+    "leaves": lambda row: f"{row['leaves']:,}",
+    "different shapes": lambda row: f"{row['shapes']:,}",
+    "Adam, s": lambda row: f"{row['adam_s']:.2f}",
+    "pruning adds: trace, s": lambda row: f"{row['added_trace_s']:.2f}",
+    "compile, s": lambda row: f"{row['added_compile_s']:.2f}",
+    "ms a leaf": lambda row: f"{row['added_ms_per_leaf']:.0f}",
+    "fusions": lambda row: f"{row['added_fusions']:,}",
+    "different kernels": lambda row: f"{row['added_kernels']:,}",
 }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -26,6 +25,7 @@ from gradprune_jax._files import (
     replacing,
     write_safetensors,
 )
+from gradprune_jax._prune import masks_of_rule
 from gradprune_jax._tables import Row, draw_table
 from gradprune_jax._tables import as_json as rows_as_json
 
@@ -113,33 +113,17 @@ def _masks_together(
     """Return the masks of leaves that are pruned together."""
     arrays = [checkpoint.arrays[path] for path in paths]
 
-    def select(weights: Sequence[Any]) -> list[Any]:
-        own = dict(zip(paths, weights, strict=True))
-        return list(_masks(rule, checkpoint.file, own).values())
-
-    if any(array.dtype.itemsize >= 8 for array in arrays):  # which JAX would narrow
-        masks = select([array.read() for array in arrays])
-    else:
-        # Compiled, so that the pruned weights, which nobody asks for, are never made.
-        masks = jax.jit(select)([jnp.asarray(array.read()) for array in arrays])
-    return dict(zip(paths, map(np.asarray, masks), strict=True))
+    is_wide = any(array.dtype.itemsize >= 8 for array in arrays)  # JAX would narrow it
+    weights = [x.read() if is_wide else jnp.asarray(x.read()) for x in arrays]
+    masks = _masks(rule, checkpoint.file, dict(zip(paths, weights, strict=True)))
+    return {path: np.asarray(mask) for path, mask in masks.items()}
 
 
 def _masks(
     rule: gp.Rule, file: pathlib.Path, weights: Mapping[Path, Any]
 ) -> dict[Path, Any]:
     """Return the masks of leaves, in the order of the weights."""
-    schedule: Any = rule.schedule
-    _, masks = gp.prune(
-        nested(file, weights),
-        schedule.final_sparsity,
-        where=rule.where,
-        structure=rule.structure,
-        allocation=rule.allocation,
-        stack_axis=rule.stack_axis,
-        min_density=rule.min_density,
-    )
-    found = dict(walk(masks))
+    found = dict(walk(masks_of_rule(rule, nested(file, weights))))
     return {path: found[path] for path in weights}
 
 

@@ -6,6 +6,7 @@ of its group, so nothing is sorted or moved, and groups know nothing of each oth
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,7 @@ def group_kept(
     return structure.of - jnp.where(is_final, pruned, so_far).astype(jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _largest_of_groups(
     keys: jax.Array, axis: int, of: int, kept: jax.Array
 ) -> jax.Array:

@@ -21,7 +21,7 @@ from gradprune_jax._mask_update.blocks import BlockedLeaf
 from gradprune_jax._mask_update.means import mean_keys
 from gradprune_jax._mask_update.pooling import LocalBlocks
 from gradprune_jax._rules import Rule
-from gradprune_jax._structures import Block, Channel, Pool
+from gradprune_jax._structures import Block, Channel, Pool, Shape
 from gradprune_jax._top_k import (
     Shard,
     Units,
@@ -48,67 +48,88 @@ def weight_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
     return ranking_keys(weights, mask, dtype)
 
 
+def _made_before(keys: jax.Array, dtype: Any) -> jax.Array:
+    """Keys that were made once for all passes."""
+    del dtype
+    return keys
+
+
 def _units_of_leaf(rule: Rule, leaf: BlockedLeaf, dtype: Any) -> Units:
     """The units of a leaf: weights, keyed in every pass, or blocks, scored once."""
     axis = rule.stack_axis
     stack_axis = None if axis is None else axis % leaf.weights.ndim
     slice_axes = () if stack_axis is None else (stack_axis,)
     if not isinstance(rule.structure, Block | Channel):
-        return Units.of_leaf(
+        return Units(
             (leaf.weights, leaf.mask),
-            functools.partial(weight_keys, dtype=dtype),
+            first=None,
+            make_keys=weight_keys,
             dtype=dtype,
             slice_axes=slice_axes,
             shard=leaf.shard,
         )
-    dtype, keys = _pooled_keys(leaf, rule.structure.pool, dtype, stack_axis)
+    pool = rule.structure.pool
+    dtype = wider_dtype(dtype, jnp.float32) if pool == "mean" else np.dtype(dtype)
+    keys = _pooled_keys(
+        leaf.weights, leaf.mask, leaf.block, leaf.shard, pool, dtype, stack_axis
+    )
     for axis, shard in leaf.gathered:  # to `shard_map` what was gathered still varies
         if shard.axis_names[axis]:
             keys = jax.lax.pmax(keys, shard.axis_names[axis])
-    return Units.of_leaf(
+    return Units(
         (keys,),
-        lambda keys: keys,
+        first=None,
+        make_keys=_made_before,
         dtype=dtype,
         slice_axes=slice_axes,
         shard=leaf.shard.of_units(leaf.block),
     )
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
 def _pooled_keys(
-    leaf: BlockedLeaf, pool: Pool, dtype: Any, stack_axis: int | None
-) -> tuple[np.dtype, jax.Array]:
+    weights: jax.Array,
+    mask: jax.Array,
+    block: Shape,
+    shard: Shard,
+    pool: Pool,
+    dtype: Any,
+    stack_axis: int | None,
+) -> jax.Array:
     """The scores of a leaf's blocks, as keys that rank them.
 
     Args:
-      leaf: the leaf, or its local piece, which holds whole blocks but along axes that a
-        block spans.
+      weights: the leaf, or its local piece, which holds whole blocks but along axes
+        that a block spans.
+      mask: bool of its shape.
+      block: the lengths of a block.
+      shard: where the piece lies in the whole leaf.
       pool: how the magnitudes of a block make its score.
-      dtype: the floating dtype in which weights are ranked.
+      dtype: the floating dtype of the scores.
       stack_axis: the axis whose slices are scored apart, or None.
 
     Returns:
-      The floating dtype of the scores, and unsigned integers of the blocks' shape: 0
-      for a pruned block, the bits of its score plus 1 for a live one. Those of blocks
-      that reach over devices are the same on each of these.
+      Unsigned integers of the blocks' shape: 0 for a pruned block, the bits of its
+      score plus 1 for a live one. Those of blocks that reach over devices are the same
+      on each of these.
     """
-    dtype = wider_dtype(dtype, jnp.float32) if pool == "mean" else np.dtype(dtype)
-    blocks = LocalBlocks(leaf.block, leaf.shard, leaf.weights.shape)
+    blocks = LocalBlocks(block, shard, weights.shape)
 
     def keys() -> jax.Array:
         # Made anew for each reduction, in its loop: no array as large as the weights.
-        weights, mask = jax.lax.optimization_barrier((leaf.weights, leaf.mask))
-        return weight_keys(weights, mask, dtype)
+        own, live = jax.lax.optimization_barrier((weights, mask))
+        return weight_keys(own, live, dtype)
 
     highest = blocks.maximum(keys())
     if pool == "max":
-        return dtype, highest
+        return highest
     largest = _magnitudes(highest)
     infinity = np.asarray(largest_key(dtype) - 1, largest.dtype)
     finite = jnp.where(largest < infinity, largest, 0)
-    top = _over_slices(finite, stack_axis, leaf.shard.of_units(leaf.block))
+    top = _over_slices(finite, stack_axis, shard.of_units(block))
     means = mean_keys(lambda: _magnitudes(keys()), top, blocks, dtype)
     scores = jnp.where(largest < infinity, means, largest)
-    return dtype, jnp.where(highest > 0, scores + 1, 0)
+    return jnp.where(highest > 0, scores + 1, 0)
 
 
 def _magnitudes(keys: jax.Array) -> jax.Array:

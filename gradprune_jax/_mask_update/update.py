@@ -7,6 +7,7 @@ stay as the budget says, as long as there are so many.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ def _select_units(
     ]
     schedule: Any = rule.schedule
     done = progress(schedule, step) if rule.allocation == "erk" else None
-    budget = allocate(rule, slices, schedule.sparsity(step), done)
+    budget = allocate(rule, slices, *map(_on_host, (schedule.sparsity(step), done)))
     units = units_of_leaves(rule, leaves)
     if budget.of_channels is not None:
         first = _first_of_channels(rule, units, budget.of_channels)
@@ -85,16 +86,27 @@ def _select_units(
     ]
 
 
+def _on_host(number: Any) -> Any:
+    """A number that is known, for arithmetic that compiles nothing."""
+    return number if number is None or is_traced(number) else np.asarray(number)
+
+
 def _protect(units: Sequence[Units], first: Sequence[jax.Array]) -> list[Units]:
     """The units, of which some are to be kept before all others."""
-    return [leaf._replace(first=own) for leaf, own in zip(units, first, strict=True)]
+    return [
+        dataclasses.replace(leaf, first=own)
+        for leaf, own in zip(units, first, strict=True)
+    ]
 
 
 def _first_of_channels(
     rule: Rule, units: Sequence[Units], floors: Count
 ) -> list[jax.Array]:
     """Marks the `floors` highest units of every output channel of every slice."""
-    by_channel = [leaf.sliced(_channel_axes(rule, leaf)) for leaf in units]
+    by_channel = [
+        dataclasses.replace(leaf, slice_axes=_channel_axes(rule, leaf))
+        for leaf in units
+    ]
     channels = [
         own.slices // leaf.slices
         for leaf, own in zip(units, by_channel, strict=True)

@@ -91,3 +91,8 @@ def ranking_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
 def largest_ranking_key(dtype: Any) -> int:
     """Return the key of a live NaN, the largest that `ranking_keys` gives."""
     return largest_key(dtype) + 1
+
+
+def ranking_key(magnitude: float, dtype: Any) -> int:
+    """Return the key of a live weight of this magnitude, as `ranking_keys` gives it."""
+    return int(np.asarray(magnitude, dtype).view(key_dtype(dtype))) + 1

@@ -8,24 +8,55 @@ leaves that are split alike are added by one all-reduce.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._top_k.keys import key_dtype
+from gradprune_jax._checks import is_traced
+from gradprune_jax._top_k.control import COMPILED, PYTHON, ControlFlow
+from gradprune_jax._top_k.keys import key_dtype, ranking_key
 from gradprune_jax._top_k.units import Units
 
 
-class Ranking(NamedTuple):
+class Thresholds(NamedTuple):
+    """Which units are kept: those above the ties, and the ties of low enough index.
+
+    Attributes:
+      low: unsigned [slices], the lowest key of a tied unit.
+      high: unsigned [slices], the keys from here on are above the ties.
+      start: [..., slices], the least reversed index of a tie that is kept.
+    """
+
+    low: jax.Array
+    high: jax.Array
+    start: jax.Array
+
+
+class Ranking:
     """The units of all leaves that are ranked at once.
 
     Numbers `[..., slices]` are one for each slice of each leaf, the leaves in order.
     """
 
-    leaves: Sequence[Units]
+    def __init__(self, leaves: Sequence[Units]) -> None:
+        self.leaves = leaves
+        before = np.cumsum([0, *(leaf.slices for leaf in leaves)], dtype=np.uint32)
+        self._positions = (
+            _unknown_to_xla(before[:-1]) if self.is_traced else before[:-1]
+        )
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the units are known only when a compiled program runs."""
+        return any(is_traced(array) for leaf in self.leaves for array in leaf.data)
+
+    @property
+    def control(self) -> ControlFlow:
+        """The loops of a search."""
+        return COMPILED if self.is_traced else PYTHON
 
     @property
     def slices(self) -> int:
@@ -35,7 +66,8 @@ class Ranking(NamedTuple):
     @property
     def slice_sizes(self) -> np.ndarray:
         """The number of units in each slice, uint32 [slices]."""
-        return self.per_slice([leaf.slice_size for leaf in self.leaves], np.uint32)
+        sizes = [leaf.slice_sizes for leaf in self.leaves]
+        return sizes[0] if len(sizes) == 1 else np.concatenate(sizes)
 
     @property
     def unreached(self) -> np.ndarray:
@@ -44,57 +76,50 @@ class Ranking(NamedTuple):
         largest = [leaf.unreached for leaf in self.leaves]
         return self.per_slice(largest, np.result_type(np.uint32, *dtypes))
 
+    def keys_of(self, magnitude: float) -> np.ndarray:
+        """The key of a live unit of this magnitude in each slice, unsigned [slices]."""
+        keys = [ranking_key(magnitude, leaf.dtype) for leaf in self.leaves]
+        return self.per_slice(keys, self.unreached.dtype)
+
     def count_reaching(self, probes: jax.Array) -> jax.Array:
         """How many units reach two probes, in one read: uint32 [2, slices].
 
         Args:
           probes: unsigned [2, slices].
         """
-        leaves = zip(self.leaves, self.split(probes), strict=True)
-        return self.sum_over_mesh([leaf.count_reaching(own) for leaf, own in leaves])
+        return self.sum_over_mesh(
+            leaf.count_reaching(position, probes) for leaf, position in self._placed
+        )
 
-    def count_kept(
-        self, low: jax.Array, high: jax.Array, starts: jax.Array
+    def count_sampled(
+        self, samples: Sequence[jax.Array], thresholds: jax.Array
     ) -> jax.Array:
-        """How many units `kept` marks, for two `starts`: uint32 [2, slices].
+        """How many units of each leaf's sample reach thresholds: uint32 [..., slices].
 
         Args:
-          low: as of `kept`.
-          high: as of `kept`.
-          starts: uint32 [2, slices].
+          samples: keys of units of each leaf.
+          thresholds: unsigned [..., slices].
         """
-        leaves = zip(self.leaves, *map(self.split, (low, high, starts)), strict=True)
-        return self.sum_over_mesh([leaf.count_kept(*own) for leaf, *own in leaves])
+        return self.sum_over_mesh(
+            leaf.count_sampled(position, keys, thresholds)
+            for (leaf, position), keys in zip(self._placed, samples, strict=True)
+        )
 
-    def kept(
-        self, low: jax.Array, high: jax.Array, start: jax.Array
-    ) -> list[jax.Array]:
-        """Marks the units above the ties, and the ties of low enough index.
+    def count_kept(self, thresholds: Thresholds) -> jax.Array:
+        """How many units are kept, for two starts [2, slices]: uint32 [2, slices]."""
+        return self.sum_over_mesh(
+            leaf.count_kept(position, *thresholds) for leaf, position in self._placed
+        )
 
-        Args:
-          low: unsigned [slices], the lowest key of a tied unit.
-          high: unsigned [slices], the keys from here on are above the ties.
-          start: uint32 [slices], the least reversed index of a tie that is kept.
-
-        Returns:
-          For each leaf, bool of its units' shape.
-        """
-        leaves = zip(self.leaves, *map(self.split, (low, high, start)), strict=True)
-        return [leaf.kept(*own) for leaf, *own in leaves]
+    def kept(self, thresholds: Thresholds) -> list[jax.Array]:
+        """Marks the units that are kept: for each leaf, bool of its units' shape."""
+        return [leaf.kept(position, *thresholds) for leaf, position in self._placed]
 
     def per_slice(self, per_leaf: Sequence[Any], dtype: Any) -> np.ndarray:
         """One number for each slice, from one for each leaf: [slices]."""
         return np.repeat(np.array(per_leaf, dtype), [x.slices for x in self.leaves])
 
-    def split(self, per_slice: jax.Array) -> list[jax.Array]:
-        """The numbers of each leaf's slices, from those of all: [..., slices] each."""
-        ends = np.cumsum([leaf.slices for leaf in self.leaves])
-        return [
-            per_slice[..., end - leaf.slices : end]
-            for leaf, end in zip(self.leaves, ends, strict=True)
-        ]
-
-    def sum_over_mesh(self, counts: Sequence[jax.Array]) -> jax.Array:
+    def sum_over_mesh(self, counts: Iterable[jax.Array]) -> jax.Array:
         """The counts of whole leaves, from each leaf's local ones: [..., slices].
 
         Each leaf's counts are summed over the mesh axes that split it and over no
@@ -103,11 +128,41 @@ class Ranking(NamedTuple):
         """
         split_axes = [leaf.shard.split_axes for leaf in self.leaves]
         totals = list(counts)
+        if not self.is_traced:
+            return jnp.asarray(np.concatenate(jax.device_get(totals), axis=-1))
         for axes in sorted(set(split_axes) - {()}):
             members = [i for i, names in enumerate(split_axes) if names == axes]
-            local = jnp.concatenate([counts[i] for i in members], axis=-1)
+            local = jnp.concatenate([totals[i] for i in members], axis=-1)
             ends = np.cumsum([self.leaves[i].slices for i in members])
             summed = jnp.split(jax.lax.psum(local, axes), ends[:-1], axis=-1)
             for i, own in zip(members, summed, strict=True):
                 totals[i] = own
         return jnp.concatenate(totals, axis=-1)
+
+    @property
+    def _placed(self) -> Iterable[tuple[Units, jax.Array]]:
+        """Each leaf, and how many slices come before its own."""
+        return zip(self.leaves, self._positions, strict=True)
+
+
+def _unknown_to_xla(numbers: np.ndarray) -> list[jax.Array]:
+    """Numbers that XLA does not know when it compiles.
+
+    A leaf reads its thresholds among those of all leaves. If XLA knew where, the
+    kernels of no two leaves would be the same, and each would be compiled for itself.
+    Leaves of one shape whose positions are operands share their kernels, and most of
+    the time to compile is that of kernels.
+
+    So the numbers come out of a loop that never runs, but might as far as XLA can see,
+    and would then exchange them.
+    """
+    if len(numbers) == 1:
+        return [jnp.asarray(numbers[0])]
+    runs = jax.lax.optimization_barrier(np.bool_(False))
+
+    def exchange(state: Any) -> Any:
+        _, (first, *others) = state
+        return np.bool_(False), [*others, first]
+
+    start = (runs, [jnp.asarray(number) for number in numbers])
+    return jax.lax.while_loop(lambda state: state[0], exchange, start)[1]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k.counts import Count, minimum
+from gradprune_jax._top_k.packing import PackedUnits
 from gradprune_jax._top_k.policies import thirds_then_line
 from gradprune_jax._top_k.ranking import Ranking
 from gradprune_jax._top_k.search import Bracket, Groups, Probes, State, search
@@ -75,18 +76,7 @@ class Samples(NamedTuple):
           uint32 [..., slices].
         """
         thresholds = jax.lax.optimization_barrier(thresholds)
-        leaves = zip(
-            self.ranking.leaves,
-            self.keys,
-            self.ranking.split(thresholds),
-            strict=True,
-        )
-        counts = []
-        for leaf, keys, own in leaves:
-            own = leaf.spread(own)
-            keys = jnp.expand_dims(keys, range(own.ndim - keys.ndim))
-            counts.append(leaf.count_marked(keys.astype(own.dtype) >= own))
-        total = self.ranking.sum_over_mesh(counts)
+        total = self.ranking.count_sampled(self.keys, thresholds)
         return total * jnp.broadcast_to(self.strides, total.shape)
 
 
@@ -97,15 +87,15 @@ def guess_thresholds(
 
     Args:
       ranking: the leaves.
-      kept: how many units to keep, [groups].
+      kept: how many units to keep of each slice's group, [slices].
       groups: how slices form groups.
-      top: unsigned [groups], thresholds that no unit reaches.
+      top: unsigned [slices], thresholds that no unit reaches.
 
     Returns:
-      The thresholds, `low < high`, [groups]; None where leaves are small or many.
+      The thresholds, `low < high`, [slices]; None where leaves are small or many.
     """
     leaves = ranking.leaves
-    largest = max(leaf.slice_size for leaf in leaves)
+    largest = max(0 if isinstance(x, PackedUnits) else x.slice_size for x in leaves)
     if largest < SMALLEST_SAMPLED or len(leaves) > MOST_LEAVES:
         return None
     samples = Samples.of_ranking(ranking)
@@ -142,7 +132,7 @@ def guess_thresholds(
 def _ranks(
     samples: Samples, kept: Count, groups: Groups
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the estimate to look for, and how far it may be off: float32 [groups]."""
+    """Return the estimate to look for, and how far it may be off: float32 [slices]."""
 
     def over_groups(per_slice: np.ndarray) -> np.ndarray:
         return per_slice.sum(keepdims=True) if groups.together else per_slice

@@ -27,12 +27,13 @@ the probes lie. So there are at most $4 + \lceil \log_3 w \rceil$ passes: 24 for
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gradprune_jax._top_k.counts import Count, total
+from gradprune_jax._top_k.control import COMPILED, ControlFlow
+from gradprune_jax._top_k.counts import Count, select, total
 
 # Passes before the bound on a bracket's width begins to shrink.
 FREE_PASSES = 4
@@ -45,35 +46,42 @@ class Groups(NamedTuple):
 
     Attributes:
       slices: the number of slices.
-      together: whether all slices are one group; else each is a group of its own.
+      together: whether all slices are one group; else each is a group of its own. May
+        be traced.
     """
 
     slices: int
-    together: bool
-
-    def spread(self, per_group: jax.Array) -> jax.Array:
-        """One number for each slice, that of its group: [..., slices]."""
-        return jnp.broadcast_to(per_group, (*per_group.shape[:-1], self.slices))
+    together: Any
 
     def total(self, per_slice: jax.Array) -> Count:
-        """The units of each group, from those of each slice: [..., groups]."""
-        counts = Count.of_uint32(per_slice)
-        return total(counts) if self.together else counts
+        """The units of each slice's group, from those of each slice: [..., slices]."""
+        apart = Count.of_uint32(per_slice)
+        if self.together is False:
+            return apart
+        add_up = total(apart)
+        together = jax.tree.map(lambda x: jnp.broadcast_to(x, per_slice.shape), add_up)
+        return (
+            together
+            if self.together is True
+            else select(self.together, together, apart)
+        )
 
 
 class Probes(NamedTuple):
-    """Two thresholds for each group, unsigned [..., groups]; `low <= high`."""
+    """Two thresholds for each slice, unsigned [..., slices]; `low <= high`."""
 
     low: jax.Array
     high: jax.Array
 
 
 class Bracket(NamedTuple):
-    """Where the wanted thresholds lie, one for each group: in `[low, high)`.
+    """Where the wanted threshold of each slice lies: in `[low, high)`.
+
+    Slices of one group have the same.
 
     Attributes:
-      low: unsigned [..., groups]; at least the wanted number of units reach it.
-      high: unsigned [..., groups]; fewer reach it.
+      low: unsigned [..., slices]; at least the wanted number of units reach it.
+      high: unsigned [..., slices]; fewer reach it.
       at_low: how many units reach `low`, uint32 [..., slices].
       at_high: how many units reach `high`, uint32 [..., slices].
     """
@@ -106,11 +114,11 @@ class State(NamedTuple):
 
     Attributes:
       bracket: where the thresholds lie.
-      above: how many units more than wanted reach `low`, float32 [..., groups].
-      below: how many units fewer than wanted reach `high`, float32 [..., groups].
+      above: how many units more than wanted reach `low`, float32 [..., slices].
+      below: how many units fewer than wanted reach `high`, float32 [..., slices].
       stalled: how many passes in a row did not halve the number of units in the
-        bracket, int32 [..., groups].
-      bound: no bracket is wider; unsigned [..., groups].
+        bracket, int32 [..., slices].
+      bound: no bracket is wider; unsigned [..., slices].
       passes: how many passes were made, int32 scalar.
     """
 
@@ -123,12 +131,12 @@ class State(NamedTuple):
 
     @property
     def inside(self) -> jax.Array:
-        """How many units lie in the bracket, float32 [..., groups]."""
+        """How many units lie in the bracket, float32 [..., slices]."""
         return self.above + self.below
 
 
 def is_exact(state: State) -> jax.Array:
-    """Whether exactly the wanted number of units reach `low`: bool [..., groups]."""
+    """Whether exactly the wanted number of units reach `low`: bool [..., slices]."""
     return state.above == 0
 
 
@@ -139,6 +147,7 @@ def search(
     groups: Groups,
     policy: Callable[[State], Probes],
     is_done: Callable[[State], jax.Array] = is_exact,
+    control: ControlFlow = COMPILED,
 ) -> Bracket:
     """Narrows brackets until each holds one threshold, or its `low` is the answer.
 
@@ -146,10 +155,11 @@ def search(
       count: how many units of each slice reach two probes, from unsigned
         [2, ..., slices] to uint32 of that shape.
       start: the first brackets.
-      wanted: how many units, [..., groups].
+      wanted: how many units, [..., slices].
       groups: how slices form groups.
       policy: where to probe next.
-      is_done: where a bracket is narrow enough, bool [..., groups].
+      is_done: where a bracket is narrow enough, bool [..., slices].
+      control: the loop.
 
     Returns:
       The last brackets.
@@ -174,17 +184,23 @@ def search(
         return Bracket(
             low=jnp.where(raises, threshold, bracket.low),
             high=jnp.where(lowers, threshold, bracket.high),
-            at_low=jnp.where(groups.spread(raises), reached, bracket.at_low),
-            at_high=jnp.where(groups.spread(lowers), reached, bracket.at_high),
+            at_low=jnp.where(raises, reached, bracket.at_low),
+            at_high=jnp.where(lowers, reached, bracket.at_high),
         )
 
-    def narrow(state: State) -> State:
-        bracket, active = state.bracket, is_open(state)
+    @control.compiled
+    def propose(state: State) -> tuple[Probes, jax.Array]:
+        bracket = state.bracket
         is_free = state.passes < FREE_PASSES
         bound = jnp.where(is_free, state.bound, _third(state.bound))
         in_thirds = (bracket.width > bound) | (state.stalled >= PATIENCE)
-        probes = bracket.clip(choose(in_thirds, bracket.thirds(), policy(state)))
-        counts = count(groups.spread(jnp.stack(probes)))
+        return bracket.clip(choose(in_thirds, bracket.thirds(), policy(state))), bound
+
+    @control.compiled
+    def advance(
+        state: State, probes: Probes, bound: jax.Array, counts: jax.Array
+    ) -> State:
+        bracket, active = state.bracket, is_open(state)
         for threshold, reached in zip(probes, counts, strict=True):  # the lower first
             bracket = cut(bracket, threshold, reached, active)
         new = State(
@@ -193,11 +209,18 @@ def search(
         helped = 2 * new.inside <= state.inside
         return new._replace(stalled=jnp.where(helped, 0, state.stalled + 1))
 
-    above, below = distances(start)
-    stalled = jnp.zeros_like(above, jnp.int32)
-    first = State(start, above, below, stalled, start.width, jnp.int32(0))
-    return jax.lax.while_loop(
-        lambda state: jnp.any(is_open(state)), narrow, first
+    def narrow(state: State) -> State:
+        probes, bound = propose(state)
+        return advance(state, probes, bound, count(jnp.stack(probes)))
+
+    @control.compiled
+    def first(bracket: Bracket) -> State:
+        above, below = distances(bracket)
+        stalled = jnp.zeros_like(above, jnp.int32)
+        return State(bracket, above, below, stalled, bracket.width, jnp.int32(0))
+
+    return control.while_loop(
+        lambda state: jnp.any(is_open(state)), narrow, first(start)
     ).bracket
 
 

@@ -11,18 +11,23 @@ Only counts leave a device, so the result is the same on every mesh.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gradprune_jax._top_k.counts import Count, cumulative_sum, minimum
+from gradprune_jax._top_k.counts import Count, cumulative_sum, minimum, select
+from gradprune_jax._top_k.packing import Bins, bins_of
 from gradprune_jax._top_k.policies import along_line, around, thirds_then_line
-from gradprune_jax._top_k.ranking import Ranking
+from gradprune_jax._top_k.ranking import Ranking, Thresholds
 from gradprune_jax._top_k.sampling import guess_thresholds
-from gradprune_jax._top_k.search import Bracket, Groups, search
+from gradprune_jax._top_k.search import Bracket, Groups, Probes, State, choose, search
 from gradprune_jax._top_k.units import Units
+
+# Between these lies the threshold of most layers, whatever their initializer.
+LIKELY_MAGNITUDES = (2.0**-9, 2.0**-3)
 
 
 def top_k(
@@ -41,68 +46,154 @@ def top_k(
       descending sort of the keys. What it says of units of key 0 has no meaning.
     """
     ranking = Ranking(units)
-    groups = Groups(ranking.slices, together)
-    bracket = _search_keys(ranking, kept, groups)
-    # Units of key 0 are pruned already, so it does not matter which of them stay.
-    is_exact = groups.total(bracket.at_low).equals(kept) | (bracket.low == 0)
-    low = groups.spread(bracket.low)
-
-    def without_ties() -> tuple[jax.Array, jax.Array]:
-        return low, jnp.zeros(groups.slices, jnp.uint32)
-
-    def with_ties() -> tuple[jax.Array, jax.Array]:
-        exact = groups.spread(is_exact)
-        ties = Bracket(
-            low=low,
-            high=jnp.where(exact, low, groups.spread(bracket.high)),
-            at_low=bracket.at_low,
-            at_high=jnp.where(exact, bracket.at_low, bracket.at_high),
-        )
-        wanted = kept
-        if together:
-            tied = ties.at_low - ties.at_high
-            share = _share_in_order(kept - groups.total(ties.at_high), tied)
-            wanted = Count.of_uint32(ties.at_high + share)
-        return ties.high, _search_indices(ranking, ties, wanted)
-
-    high, start = jax.lax.cond(jnp.all(is_exact), without_ties, with_ties)
-    return ranking.kept(low, high, start)
+    bins = bins_of(units) if ranking.is_traced and not together else []
+    if bins:
+        thresholds = _thresholds_by_bins(units, bins, kept)
+    else:
+        thresholds = _thresholds(ranking, kept, together)
+    return ranking.kept(thresholds)
 
 
-def _search_keys(ranking: Ranking, kept: Count, groups: Groups) -> Bracket:
-    """The largest thresholds that the `kept` units of every group reach."""
-    largest = ranking.unreached
-    largest = largest[:1] if groups.together else largest
-    sizes = ranking.slice_sizes
-    start = Bracket(
-        low=jnp.zeros_like(largest),
-        high=jnp.asarray(largest + 1),  # so `low` can be one that no unit reaches
-        at_low=jnp.asarray(sizes),
-        at_high=jnp.zeros_like(sizes),
+def _thresholds_by_bins(
+    units: Sequence[Units], bins: Sequence[Bins], kept: Count
+) -> Thresholds:
+    """The thresholds of slices that are each a group: bin by bin, then of the others.
+
+    Args:
+      units: the leaves.
+      bins: those of them that are packed.
+      kept: how many units to keep, [slices].
+    """
+    leaf_of_slice = np.repeat(np.arange(len(units)), [leaf.slices for leaf in units])
+    found, order = [], []
+    for each in bins:
+        found.append(_thresholds_of_bins(each, kept))
+        order.append(each.slices.ravel())
+    alone = np.setdiff1d(np.arange(len(leaf_of_slice)), np.concatenate(order))
+    if alone.size:
+        leaves = [units[i] for i in np.unique(leaf_of_slice[alone])]
+        own = jax.tree.map(lambda numbers: numbers[alone], kept)
+        found.append(_thresholds(Ranking(leaves), own, together=False))
+        order.append(alone)
+    numbers = np.concatenate(order)
+    places = np.argsort(numbers, kind="stable")[np.sum(numbers < 0) :]
+    return jax.tree.map(
+        lambda *parts: jnp.concatenate([part.ravel() for part in parts])[places],
+        *found,
     )
-    guess = guess_thresholds(ranking, kept, groups, largest + 1)
-    probe = thirds_then_line(largest >> 8) if guess is None else around(guess, start)
-    return search(ranking.count_reaching, start, kept, groups, probe)
 
 
-def _search_indices(ranking: Ranking, ties: Bracket, wanted: Count) -> jax.Array:
-    """The reversed index from which on ties are kept, so that `wanted` units are.
+def _thresholds_of_bins(bins: Bins, kept: Count) -> Thresholds:
+    """The thresholds of all slices of bins, one bin after the other: [bins, slices]."""
+    wanted = jax.tree.map(
+        lambda numbers: jnp.where(
+            bins.slices < 0, 0, jnp.asarray(numbers)[bins.slices]
+        ),
+        kept,
+    )
+
+    def of_bin(number: jax.Array, own: Count) -> Thresholds:
+        return _thresholds(Ranking([bins.pack(number)]), own, together=False)
+
+    numbers = jnp.arange(len(bins.leaves))
+    return jax.lax.map(lambda turn: of_bin(*turn), (numbers, wanted))
+
+
+def _thresholds(ranking: Ranking, kept: Count, together: bool) -> Thresholds:
+    """The thresholds of all slices: a search over keys, then one over tied units.
+
+    It is one loop, run twice: XLA takes as long for a second one.
 
     Args:
       ranking: the leaves.
-      ties: the keys of tied units, one bracket for each slice.
-      wanted: how many units of each slice to keep, [slices].
-
-    Returns:
-      uint32 [slices].
+      kept: how many units to keep, [groups].
+      together: whether all slices are one group.
     """
-    start = ties._replace(
-        low=jnp.zeros(ranking.slices, jnp.uint32),
-        high=jnp.asarray(ranking.slice_sizes) + 1,  # as above: none may be kept
+    control = ranking.control
+    slices = (ranking.slices,)
+    kept = jax.tree.map(lambda numbers: jnp.broadcast_to(numbers, slices), kept)
+    top = ranking.unreached + 1  # so that `low` can be one that no unit reaches
+    sizes = jnp.asarray(ranking.slice_sizes)
+    nowhere = jnp.zeros_like(top)
+    start = Bracket(nowhere, jnp.asarray(top), sizes, jnp.zeros_like(sizes))
+    guess = guess_thresholds(ranking, kept, Groups(ranking.slices, together), top)
+    likely = Probes(*(jnp.asarray(ranking.keys_of(w)) for w in LIKELY_MAGNITUDES))
+    by_keys = around(guess, start) if guess else thirds_then_line(top >> 8, likely)
+
+    def search_once(turn: Any, found: _Found) -> _Found:
+        is_last = turn == 1
+
+        def count(probes: jax.Array) -> jax.Array:
+            return control.cond(
+                is_last,
+                lambda: ranking.count_kept(Thresholds(found.low, found.high, probes)),
+                lambda: ranking.count_reaching(probes),
+            )
+
+        def policy(state: State) -> Probes:
+            return choose(is_last, along_line(state), by_keys(state))
+
+        together_now = together and jnp.logical_not(is_last)
+        groups = Groups(ranking.slices, together_now)
+        bracket = search(
+            count, found.bracket, found.wanted, groups, policy, control=control
+        )
+        return next_search(is_last, found._replace(bracket=bracket))
+
+    @control.compiled
+    def next_search(is_last: Any, found: _Found) -> _Found:
+        ties = _ties(found.bracket, kept, Groups(ranking.slices, together), sizes)
+        return jax.tree.map(lambda a, b: jnp.where(is_last, a, b), found, ties)
+
+    first = _Found(nowhere, nowhere, start, kept)
+    found = control.fori_loop(0, 2, search_once, first)
+    return Thresholds(found.low, found.high, found.bracket.low)
+
+
+class _Found(NamedTuple):
+    """What is known of every slice, [slices], and what is searched next.
+
+    Attributes:
+      low: as of `Thresholds`, once keys are searched.
+      high: as of `Thresholds`.
+      bracket: where the threshold lies, of keys or of reversed indices.
+      wanted: how many units reach it.
+    """
+
+    low: jax.Array
+    high: jax.Array
+    bracket: Bracket
+    wanted: Count
+
+
+def _ties(keys: Bracket, kept: Count, groups: Groups, sizes: jax.Array) -> _Found:
+    """The search over the indices of tied units, once keys are searched.
+
+    Args:
+      keys: the last bracket of keys.
+      kept: how many units to keep of each slice's group.
+      groups: how slices form groups.
+      sizes: the number of units in each slice.
+    """
+    # Units of key 0 are pruned already, so it does not matter which of them stay.
+    is_exact = groups.total(keys.at_low).equals(kept) | (keys.low == 0)
+    wanted = kept
+    if groups.together:
+        share = _share_in_order(
+            kept - groups.total(keys.at_high), keys.at_low - keys.at_high
+        )
+        wanted = Count.of_uint32(keys.at_high + share)
+    bracket = keys._replace(
+        low=jnp.zeros_like(keys.low),
+        high=sizes.astype(keys.high.dtype) + 1,  # no tied unit may be kept
+        at_high=jnp.where(is_exact, keys.at_low, keys.at_high),
     )
-    count = functools.partial(ranking.count_kept, ties.low, ties.high)
-    apart = Groups(ranking.slices, together=False)
-    return search(count, start, wanted, apart, along_line).low
+    return _Found(
+        low=keys.low,
+        high=jnp.where(is_exact, keys.low, keys.high),
+        bracket=bracket,
+        wanted=select(is_exact, Count.of_uint32(keys.at_low), wanted),
+    )
 
 
 def _share_in_order(wanted: Count, ties: jax.Array) -> jax.Array:

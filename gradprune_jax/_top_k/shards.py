@@ -35,10 +35,18 @@ class Shard(NamedTuple):
         """All mesh axes that split the leaf, in one order for every leaf."""
         return tuple(sorted(name for names in self.axis_names for name in names))
 
-    def positions(self, dimension: int, local_size: int) -> jax.Array:
-        """The indices along one dimension of the whole array, uint32 [local_size]."""
-        local = jnp.arange(local_size, dtype=jnp.uint32)
-        return local + self.offset(dimension, local_size)
+    def positions(self, dimension: int, local_size: int, stride: int) -> jax.Array:
+        """The indices along one dimension of the whole array, uint32 [local_size].
+
+        Args:
+          dimension: of the array.
+          local_size: the length of the local piece.
+          stride: by what an index is multiplied.
+        """
+        positions = jnp.arange(local_size, dtype=jnp.uint32)
+        if self.axis_names[dimension]:
+            positions += self.offset(dimension, local_size)
+        return positions if stride == 1 else positions * stride
 
     def offset(self, dimension: int, local_size: int) -> jax.Array:
         """The first index of the local piece along one dimension, uint32 scalar."""

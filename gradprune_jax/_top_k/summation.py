@@ -2,13 +2,14 @@
 
 XLA fuses a short sum with the operations that make its operand. On CPU it takes a sum
 over more than 32 neighbours apart, and writes the operand to memory first: four bytes
-for every bool. So neighbours are summed in groups of at most 32, and then the sums of
-the groups. Two markings are summed at once, in the halves of an integer. (Everywhere
-else in this folder a group is of slices.)
+for every bool. But it takes a sum over several axes for short as long as each of them
+is. So an axis is split into several of at most 32 each, and one sum goes over all of
+them: a leaf is read once, and a few numbers are written. Two markings are summed at
+once, in the halves of an integer.
 
-A group must not reach from one device to the next, or data would be moved. Devices hold
-an axis in equal parts. The type of an array says how many, if it was put on a mesh
-before it was traced.
+Such a run of units must not reach from one device to the next, or data would be moved.
+Devices hold an axis in equal parts. The type of an array says how many, if it was put
+on a mesh before it was traced.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ SMALLEST_IN_RUNS = 2**12
 LONGEST_RUN = 32
 # The same across other axes, whose units are not neighbours in memory.
 LONGEST_ACROSS = 8
-# Where groups hold fewer units, their sums take more than half a byte a unit.
-ENOUGH_IN_RUNS = 12
+# How many units are summed at once, so that half an integer holds their number.
+MOST_AT_ONCE = 2**15
+# Where fewer are summed at once, their sums take more than a third of a byte a unit.
+ENOUGH_AT_ONCE = 12
 # Smaller arrays are assumed to be on one device, where the mesh is not known and no
-# group fits otherwise.
+# run fits otherwise.
 SMALLEST_SPLIT = 2**18
-# Over how many devices an axis may be split where the mesh is not known: `in_shardings`
-# are known only when the program is compiled.
+# Over how many devices an axis may be split where the mesh is not known, if there are
+# so many: `in_shardings` are known only when the program is compiled.
 USUAL_DEVICES = 16
 
 
@@ -48,41 +51,65 @@ def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sum two bool arrays over `axes`, in one read: uint32 [2, ...]."""
     packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    if packed.size < SMALLEST_IN_RUNS or not axes or run_sizes(packed, axes[-1]):
-        return _sum_packed(packed, axes, fields=2)
-    if len(axes) == packed.ndim and _is_on_one_device(packed):
-        even = packed.size - packed.size % LONGEST_RUN
-        parts = jnp.split(packed.ravel(), [even])
-        grouped = _sum_packed(parts[0], (0,), fields=2, groups={0: LONGEST_RUN})
-        return grouped + _sum_packed(parts[1], (0,), fields=2)
-    parts = _even_parts(packed, axes[-1])
-    sums = [_sum_packed(part, axes, fields=2) for part in parts]
-    return functools.reduce(jnp.add, sums)
+    return _sum_packed(packed, axes, fields=2)
 
 
 def _sum_packed(
-    packed: jax.Array,
-    axes: tuple[int, ...],
-    *,
-    fields: int,
-    groups: dict[int, int] | None = None,
+    packed: jax.Array, axes: tuple[int, ...], *, fields: int, is_whole: bool = False
 ) -> jax.Array:
     """Sum each half of integers over `axes`: uint32 [fields, ...].
 
-    The halves are 0 or 1, and groups are short, so that no half overflows.
+    The halves are 0 or 1, and so few are summed at once that no half overflows.
+
+    Args:
+      packed: uint32.
+      axes: the axes to sum over, ascending.
+      fields: 1 for the lower halves alone, or 2.
+      is_whole: whether no device splits the array; else its type says so.
     """
-    sums = packed
-    if sums.size >= SMALLEST_IN_RUNS:
-        sums = reduce_runs(add_up, sums, groups or _groups(sums, axes))
+    if packed.size < SMALLEST_IN_RUNS:
+        return jnp.sum(_unpacked(packed, fields), _behind(axes), dtype=jnp.uint32)
+    runs = _runs(packed, axes, is_whole)
+    if math.prod(length for run in runs.values() for length in run) < ENOUGH_AT_ONCE:
+        if len(axes) == packed.ndim and _is_on_one_device(packed):
+            packed, axes, is_whole = packed.ravel(), (0,), True
+        parts = _even_parts(packed, axes[-1], is_whole) if axes else [packed]
+        if len(parts) > 1:
+            add = functools.partial(
+                _sum_packed, axes=axes, fields=fields, is_whole=is_whole
+            )
+            return functools.reduce(jnp.add, map(add, parts))
+        runs = _runs(packed, axes, is_whole)
+    sums = _add_runs(packed, runs)
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
-    shifts = np.array([0, 16][:fields], np.int32).reshape(-1, *[1] * sums.ndim)
-    unpacked = (jnp.expand_dims(sums, 0) >> shifts) & 0xFFFF
-    axes = tuple(axis + 1 for axis in axes)
-    if packed.size >= SMALLEST_IN_RUNS:
-        unpacked = reduce_runs(add_up, unpacked, _groups(unpacked, axes))
-    unpacked = jax.lax.bitcast_convert_type(unpacked, jnp.uint32)
-    return jnp.sum(unpacked, axes, dtype=jnp.uint32)
+    sums = _unpacked(sums, fields)
+    if sums.size >= SMALLEST_IN_RUNS:
+        sums = _add_runs(sums, _runs(sums, _behind(axes), is_whole))
+    sums = jax.lax.bitcast_convert_type(sums, jnp.uint32)
+    return jnp.sum(sums, _behind(axes), dtype=jnp.uint32)
+
+
+def _add_runs(numbers: jax.Array, runs: dict[int, list[int]]) -> jax.Array:
+    """Add up runs of units, several along an axis, by one sum."""
+    added: list[int] = []
+    for axis in sorted(runs, reverse=True):
+        for length in runs[axis]:
+            numbers = split_axis(numbers, axis, length)
+            added = [axis + 1, *(other + 1 for other in added)]
+    return add_up(numbers, tuple(added))
+
+
+def _unpacked(packed: jax.Array, fields: int) -> jax.Array:
+    """The halves of integers: [fields, ...] of their dtype."""
+    shifts = np.array([0, 16][:fields], packed.dtype)
+    shifts = shifts.reshape(-1, *[1] * packed.ndim)
+    return (jnp.expand_dims(packed, 0) >> shifts) & 0xFFFF
+
+
+def _behind(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The same axes after one more in front."""
+    return tuple(axis + 1 for axis in axes)
 
 
 def reduce_runs(
@@ -116,40 +143,57 @@ def add_up(numbers: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(numbers, axes, dtype=numbers.dtype)
 
 
-def _groups(array: jax.Array, axes: tuple[int, ...]) -> dict[int, int]:
-    """Choose the axes to sum in groups, and the size of the groups along each.
+def _runs(
+    array: jax.Array, axes: tuple[int, ...], is_whole: bool
+) -> dict[int, list[int]]:
+    """Choose the runs that are summed at once along each axis, the innermost first.
 
-    Neighbours in memory lie along the last axis, so its groups may be long. Other axes
-    are summed in groups only where that leaves too many sums.
+    Units that are neighbours in memory lie along the last axis, which comes first.
     """
-    groups: dict[int, int] = {}
+    runs: dict[int, list[int]] = {}
+    at_once, longest = 1, LONGEST_RUN
     for axis in reversed(axes):
-        if math.prod(groups.values()) >= ENOUGH_IN_RUNS:
+        if longest < LONGEST_RUN and at_once >= ENOUGH_AT_ONCE:
             break
-        sizes = run_sizes(array, axis)
-        if axis != axes[-1]:
-            sizes = [size for size in sizes if size <= LONGEST_ACROSS]
-        if sizes:
-            groups[axis] = sizes[-1]
-    return groups
+        own: list[int] = []
+        left = array.shape[axis] if is_whole else part_of_device(array, axis)
+        if is_whole or not is_split(array, axis):
+            while sizes := _divisors(left, min(longest, MOST_AT_ONCE // at_once)):
+                own.append(sizes[-1])
+                at_once *= sizes[-1]
+                left //= sizes[-1]
+        runs[axis] = own
+        if math.prod(own) < array.shape[axis]:  # what comes next are no neighbours
+            longest = LONGEST_ACROSS
+    # XLA would put together the runs of a whole axis again, if no other axis is cut.
+    lengths = {axis: math.prod(own) for axis, own in runs.items()}
+    if all(length in (1, array.shape[axis]) for axis, length in lengths.items()):
+        longest_axis = max(runs, key=lambda axis: lengths[axis])
+        if lengths[longest_axis] > LONGEST_RUN:
+            runs[longest_axis].pop()
+    return runs
 
 
 def run_sizes(array: jax.Array, axis: int) -> list[int]:
-    """List the sizes of groups that divide an axis and every device's part of it."""
+    """List the lengths of runs that divide an axis and every device's part of it."""
     if is_split(array, axis):
         return []
-    part = part_of_device(array, axis)
-    return [size for size in range(2, LONGEST_RUN + 1) if part % size == 0]
+    return _divisors(part_of_device(array, axis), LONGEST_RUN)
 
 
-def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
-    """Split an array along an axis in two, of which the first allows groups.
+def _divisors(number: int, most: int) -> list[int]:
+    """The divisors of a number from 2 to `most`, ascending."""
+    return [size for size in range(2, most + 1) if number % size == 0]
+
+
+def _even_parts(array: jax.Array, axis: int, is_whole: bool) -> list[jax.Array]:
+    """Split an array along an axis in two, of which the first allows long runs.
 
     Each device's part of the axis is split, so that no data moves.
     """
-    part = part_of_device(array, axis)
-    even = part - part % LONGEST_RUN
-    if not even or is_split(array, axis):
+    part = array.shape[axis] if is_whole else part_of_device(array, axis)
+    even = part - part % (LONGEST_RUN**2 if part > LONGEST_RUN**2 else LONGEST_RUN)
+    if even in (0, part) or (not is_whole and is_split(array, axis)):
         return [array]
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     by_device = array.reshape(*before, -1, part, *after)
@@ -162,7 +206,7 @@ def _even_parts(array: jax.Array, axis: int) -> list[jax.Array]:
 def part_of_device(array: jax.Array, axis: int) -> int:
     """Return how much of an axis each device holds, if all devices split it."""
     mesh = jax.typeof(array).sharding.mesh
-    devices = USUAL_DEVICES if mesh.empty else mesh.size
+    devices = min(jax.device_count(), USUAL_DEVICES) if mesh.empty else mesh.size
     length = array.shape[axis]
     return length // math.gcd(length, devices)
 

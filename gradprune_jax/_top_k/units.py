@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,49 +17,37 @@ from gradprune_jax._top_k.keys import largest_ranking_key
 from gradprune_jax._top_k.shards import Shard
 from gradprune_jax._top_k.summation import sum_one, sum_pair
 
+# A field that is known when a function of the leaf is traced.
+STATIC = {"static": True}
 
-class Units(NamedTuple):
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Units:
     """The units of one leaf.
+
+    Its counts are compiled functions of it, so leaves of one shape are traced once.
+    They take the numbers of all leaves' slices, [..., all slices], and the position of
+    the leaf's own among them, a uint32 scalar.
 
     Attributes:
       data: arrays of the units' shape, local pieces inside `shard_map`, from which keys
         are made.
-      make_keys: makes the key of every unit from `data`: an unsigned integer, 0 for a
-        unit that is pruned already.
       first: bool of the units' shape, which live units to keep before all others; or
         None.
-      last_index: the last flat index of a slice, uint32 scalar.
+      make_keys: makes the key of every unit from `data` and `dtype`: an unsigned
+        integer, 0 for a unit that is pruned already.
       dtype: the floating dtype whose magnitudes the keys rank.
       slice_axes: the axes, ascending, along which the slices lie.
       shard: where the local units lie among those of the whole leaf.
     """
 
     data: tuple[jax.Array, ...]
-    make_keys: Callable[..., jax.Array]
     first: jax.Array | None
-    last_index: jax.Array
-    dtype: Any
-    slice_axes: tuple[int, ...]
-    shard: Shard
-
-    @classmethod
-    def of_leaf(
-        cls,
-        data: tuple[jax.Array, ...],
-        make_keys: Callable[..., jax.Array],
-        *,
-        dtype: Any,
-        slice_axes: tuple[int, ...],
-        shard: Shard,
-    ) -> Units:
-        """The units of one leaf, none of them kept before others."""
-        last_index = _last_index(shard, slice_axes)
-        return cls(data, make_keys, None, last_index, dtype, slice_axes, shard)
-
-    def sliced(self, slice_axes: tuple[int, ...]) -> Units:
-        """The same units, with slices along other axes."""
-        last_index = _last_index(self.shard, slice_axes)
-        return self._replace(slice_axes=slice_axes, last_index=last_index)
+    make_keys: Callable[..., jax.Array] = dataclasses.field(metadata=STATIC)
+    dtype: Any = dataclasses.field(metadata=STATIC)
+    slice_axes: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    shard: Shard = dataclasses.field(metadata=STATIC)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,78 +65,119 @@ class Units(NamedTuple):
         return math.prod(self.shard.shape[axis] for axis in self._unit_axes(0))
 
     @property
+    def slice_sizes(self) -> np.ndarray:
+        """The number of units in each slice, uint32 [slices]."""
+        return np.full(self.slices, self.slice_size, np.uint32)
+
+    @property
     def unreached(self) -> int:
         """A threshold that no unit reaches, not even one that is kept first."""
         return largest_ranking_key(self.dtype) + 2
 
     def keys(self) -> jax.Array:
         """The key of every unit."""
-        keys = self.make_keys(*self.data)
+        keys = self.make_keys(*self.data, dtype=self.dtype)
         if self.first is None:
             return keys
         above_all = np.asarray(largest_ranking_key(self.dtype) + 1, keys.dtype)
         return jnp.where(self.first & (keys > 0), above_all, keys)
 
-    def reversed_index(self) -> jax.Array:
+    def reversed_index(self, last_index: Any) -> jax.Array:
         """The last flat index of the slice minus the unit's own: uint32.
 
         A lower index is a larger number here, so ties too are broken by a search for
         the largest threshold.
         """
         axes = range(len(self.shape))
-        index = jnp.expand_dims(self.last_index, axes)
+        index = jnp.expand_dims(last_index, axes)
         stride = 1
         for axis in reversed(self._unit_axes(0)):
-            position = self.shard.positions(axis, self.shape[axis]) * stride
             others = [other for other in axes if other != axis]
-            index -= jnp.expand_dims(position, others)
+            along = self.shard.positions(axis, self.shape[axis], stride)
+            index -= jnp.expand_dims(along, others)
             stride *= self.shard.shape[axis]
         return index
 
-    def reaching(self, threshold: jax.Array) -> jax.Array:
-        """Marks the units whose key is at least their slice's threshold, [slices]."""
-        threshold = self.spread(threshold)
-        return self.keys().astype(threshold.dtype) >= threshold
+    @jax.jit
+    def count_reaching(self, position: jax.Array, probes: jax.Array) -> jax.Array:
+        """How many local units reach two probes: uint32 [2, slices].
 
-    def kept(self, low: jax.Array, high: jax.Array, start: jax.Array) -> jax.Array:
+        Args:
+          position: of the leaf's slices among all.
+          probes: unsigned [2, all slices].
+        """
+        # Else XLA would move keys and indices out of a search's loop, or share them
+        # between uses, and so write and read arrays as large as the weights.
+        pinned = jax.lax.optimization_barrier((self, position, probes))
+        units, position, probes = pinned
+        keys = units.keys().astype(probes.dtype)
+        one, other = (keys >= units._spread_own(position, probe) for probe in probes)
+        return units._sum_pair(one, other)
+
+    @jax.jit
+    def count_kept(
+        self, position: jax.Array, low: jax.Array, high: jax.Array, starts: jax.Array
+    ) -> jax.Array:
+        """How many local units `kept` marks, for two `starts`: uint32 [2, slices].
+
+        Args:
+          position: of the leaf's slices among all.
+          low: as of `kept`.
+          high: as of `kept`.
+          starts: uint32 [2, all slices].
+        """
+        numbers = (self._last_index, position, low, high, starts)
+        units, numbers = jax.lax.optimization_barrier((self, numbers))
+        last_index, position, low, high, starts = numbers
+        low, high = (units._spread_own(position, each) for each in (low, high))
+        pair = [units._spread_own(position, start) for start in starts]
+        return units._sum_pair(*units._above_or_tied(last_index, low, high, pair))
+
+    @jax.jit
+    def kept(
+        self, position: jax.Array, low: jax.Array, high: jax.Array, start: jax.Array
+    ) -> jax.Array:
         """Marks the units above the ties, and the ties of low enough index.
 
         Args:
-          low: unsigned [slices], the lowest key of a tied unit.
-          high: unsigned [slices], the keys from here on are above the ties.
-          start: uint32 [slices], the least reversed index of a tie that is kept.
+          position: of the leaf's slices among all.
+          low: unsigned [all slices], the lowest key of a tied unit.
+          high: unsigned [all slices], the keys from here on are above the ties.
+          start: uint32 [all slices], the least reversed index of a tie that is kept.
         """
-        low, high, start = map(self.spread, (low, high, start))
-        keys = self.keys().astype(low.dtype)
-        return (keys >= high) | ((keys >= low) & (self.reversed_index() >= start))
+        low, high, start = (
+            self._spread_own(position, each) for each in (low, high, start)
+        )
+        return self._above_or_tied(self._last_index, low, high, [start])[0]
 
-    def count_reaching(self, probes: jax.Array) -> jax.Array:
-        """How many local units reach two probes [2, slices]: uint32 of that shape."""
-        units, probes = self._pinned(probes)
-        return units._sum_pair(*(units.reaching(probe) for probe in probes))
-
-    def count_kept(
-        self, low: jax.Array, high: jax.Array, starts: jax.Array
+    @jax.jit
+    def count_sampled(
+        self, position: jax.Array, keys: jax.Array, thresholds: jax.Array
     ) -> jax.Array:
-        """How many local units are kept, for two `starts`: uint32 [2, slices]."""
-        units, (low, high, starts) = self._pinned((low, high, starts))
-        return units._sum_pair(*(units.kept(low, high, start) for start in starts))
-
-    def count_marked(self, marked: jax.Array) -> jax.Array:
-        """How many units, all or a sample of them, are marked: uint32 [..., slices].
+        """How many local units of a sample reach thresholds: uint32 [..., slices].
 
         Args:
-          marked: bool [..., units], with as many axes for the units as the leaf has.
+          position: of the leaf's slices among all.
+          keys: those of the sampled units, with as many axes as the leaf.
+          thresholds: unsigned [..., all slices].
         """
-        axes = self._unit_axes(marked.ndim - len(self.shape))
-        return self._of_all_slices(sum_one(marked, axes))
+        thresholds = self._spread_own(position, thresholds)
+        leading = thresholds.ndim - keys.ndim
+        keys = jnp.expand_dims(keys, range(leading)).astype(thresholds.dtype)
+        marked = keys >= thresholds
+        return self._of_all_slices(sum_one(marked, self._unit_axes(leading)))
 
     def pinned_keys(self) -> jax.Array:
         """The key of every unit, made anew wherever this is called."""
-        units, _ = self._pinned(())
-        return units.keys()
+        return jax.lax.optimization_barrier(self).keys()
 
-    def spread(self, per_slice: jax.Array) -> jax.Array:
+    def _spread_own(self, position: jax.Array, numbers: jax.Array) -> jax.Array:
+        """The leaf's own of [..., all slices] numbers, to broadcast over units."""
+        axis = numbers.ndim - 1
+        own = jax.lax.dynamic_slice_in_dim(numbers, position, self.slices, axis)
+        return self._spread(own)
+
+    def _spread(self, per_slice: jax.Array) -> jax.Array:
         """Numbers [..., slices] of the whole leaf, made to broadcast over units."""
         leading = per_slice.ndim - 1
         if not self.slice_axes:
@@ -159,20 +189,23 @@ class Units(NamedTuple):
             per_slice = self.shard.own_part(per_slice, axis, self.shape[axis], position)
         return jnp.expand_dims(per_slice, self._unit_axes(leading))
 
-    def _pinned(self, others: Any) -> tuple[Units, Any]:
-        """The same units and other arrays, behind an optimization barrier.
-
-        Else XLA would move keys and indices out of a search's loop, or share them
-        between uses, and so write and read arrays as large as the weights.
-        """
-        arrays = (self.data, self.first, self.last_index)
-        arrays, others = jax.lax.optimization_barrier((arrays, others))
-        data, first, last_index = arrays
-        return self._replace(data=data, first=first, last_index=last_index), others
+    def _above_or_tied(
+        self, last_index: Any, low: jax.Array, high: jax.Array, starts: list[jax.Array]
+    ) -> list[jax.Array]:
+        """Marks units as `kept` does, once for each start."""
+        keys = self.keys().astype(low.dtype)
+        above, tied = keys >= high, keys >= low
+        index = self.reversed_index(last_index)
+        return [above | (tied & (index >= start)) for start in starts]
 
     def _sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
         """How many units of each slice two markings mark: uint32 [2, slices]."""
         return self._of_all_slices(sum_pair(one, other, self._unit_axes(0)))
+
+    @property
+    def _last_index(self) -> jax.Array:
+        """The last flat index of a slice, uint32 scalar."""
+        return jnp.uint32(max(self.slice_size, 1) - 1)
 
     def _unit_axes(self, leading: int) -> tuple[int, ...]:
         """The axes of the units of one slice, after so many leading axes."""
@@ -204,10 +237,3 @@ class Units(NamedTuple):
             return numbers
         replicated = NamedSharding(mesh, nowhere)
         return jax.lax.with_sharding_constraint(numbers, replicated)
-
-
-def _last_index(shard: Shard, slice_axes: tuple[int, ...]) -> jax.Array:
-    """The last flat index of a slice, uint32 scalar."""
-    axes = enumerate(shard.shape)
-    size = math.prod(length for axis, length in axes if axis not in slice_axes)
-    return jnp.uint32(max(size, 1) - 1)
