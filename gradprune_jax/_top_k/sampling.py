@@ -119,7 +119,9 @@ def guess_thresholds(
         return state.above + state.below <= jnp.broadcast_to(margin / 4, shape)
 
     probe = thirds_then_line(jnp.broadcast_to(top >> 8, shape))
-    bracket = search(samples.estimate, start, wanted, groups, probe, is_close)
+    bracket = search(
+        samples.estimate, start, wanted, groups, probe, is_close, ranking.control
+    )
     is_tied = bracket.width[0] == 1
     low = jnp.where(is_tied, bracket.low[0], bracket.high[0])
     high = jnp.maximum(bracket.high[1], low + 1)

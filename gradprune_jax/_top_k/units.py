@@ -196,7 +196,7 @@ class Units:
         keys = self.keys().astype(low.dtype)
         above, tied = keys >= high, keys >= low
         index = self.reversed_index(last_index)
-        return [above | (tied & (index >= start)) for start in starts]
+        return [above | (tied & (index >= x.astype(index.dtype))) for x in starts]
 
     def _sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
         """How many units of each slice two markings mark: uint32 [2, slices]."""
