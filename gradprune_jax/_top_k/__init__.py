@@ -7,7 +7,9 @@ data one question only: how many units reach this threshold? (`units` of one lea
 (`summation`), and on a mesh it costs one all-reduce of a few integers (`shards`). Where
 to probe next is a policy (`policies`), which for large leaves begins at a guess from a
 sample (`sampling`). Ties at the threshold are broken by the same search over flat
-indices (`selection`). Counts pass 32 bits without 64-bit types (`counts`).
+indices (`selection`). Small leaves are copied into bins, which one compiled search
+serves in turn (`packing`). Outside `jit` the loops are Python's (`control`). Counts pass
+32 bits without 64-bit types (`counts`).
 
 Glossary:
 
@@ -19,6 +21,8 @@ Glossary:
 - key: the unsigned integer that ranks a unit, larger for larger magnitudes, and 0 for a
   unit that is pruned already.
 - threshold: an integer. A unit reaches it if its key is at least as large.
+- position: how many slices come before those of a leaf, among all that are ranked.
+- bin: rows of equal length, into which the slices of several small leaves are copied.
 - probe: a threshold that a pass over the data tries: it counts the units that reach it.
 - bracket: the two thresholds between which a group's wanted threshold lies.
 - tie: a unit whose key equals the threshold that was found.
