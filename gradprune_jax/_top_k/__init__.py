@@ -8,8 +8,8 @@ data one question only: how many units reach this threshold? (`units` of one lea
 to probe next is a policy (`policies`), which for large leaves begins at a guess from a
 sample (`sampling`). Ties at the threshold are broken by the same search over flat
 indices (`selection`). Small leaves are copied into bins, which one compiled search
-serves in turn (`packing`). Outside `jit` the loops are Python's (`control`). Counts pass
-32 bits without 64-bit types (`counts`).
+serves in turn (`packing`). Outside `jit` the loops are Python's (`control`). Counts
+pass 32 bits without 64-bit types (`counts`).
 
 Glossary:
 
