@@ -91,14 +91,14 @@ def prune(
         min_per_channel=min_per_channel,
         output_axis=output_axis,
     )
-    values = [leaf.value for leaf in _tree.named_leaves(params)]
-    masks = _masks_of_values(rule, params, values)
-    pruned = [
-        value if is_dense(mask) else _zeroed(value, mask)
-        for value, mask in zip(values, masks, strict=True)
-    ]
+    masks = masks_of_rule(rule, params)
     treedef: Any = jax.tree.structure(params)
-    return treedef.unflatten(pruned), treedef.unflatten(masks)
+    own = zip(_tree.named_leaves(params), treedef.flatten_up_to(masks), strict=True)
+    pruned = [
+        leaf.value if is_dense(mask) else _zeroed(leaf.value, mask)
+        for leaf, mask in own
+    ]
+    return treedef.unflatten(pruned), masks
 
 
 def masks_of_rule(rule: Rule, params: Any) -> Any:
@@ -111,13 +111,6 @@ def masks_of_rule(rule: Rule, params: Any) -> Any:
       params: the parameters, plain or boxed.
     """
     values = [leaf.value for leaf in _tree.named_leaves(params)]
-    masks = _masks_of_values(rule, params, values)
-    treedef: Any = jax.tree.structure(params)
-    return treedef.unflatten(masks)
-
-
-def _masks_of_values(rule: Rule, params: Any, values: Sequence[Any]) -> list[Any]:
-    """The mask of each of the parameters' values, `MaskedNode` where it is dense."""
     own = selected_leaves(rule, params)
     masks: list[Any] = [optax.MaskedNode()] * len(values)
     wide = any(_is_wide(values[i]) for i in own)
@@ -125,7 +118,8 @@ def _masks_of_values(rule: Rule, params: Any, values: Sequence[Any]) -> list[Any
         selected = _select_masks(rule, [jnp.asarray(values[i]) for i in own])
     for i, mask in zip(own, selected, strict=True):
         masks[i] = mask
-    return masks
+    treedef: Any = jax.tree.structure(params)
+    return treedef.unflatten(masks)
 
 
 def _enable_x64() -> Any:

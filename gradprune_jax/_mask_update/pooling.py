@@ -15,6 +15,7 @@ from gradprune_jax._top_k import (
     Reduction,
     Shard,
     add_up,
+    divisors,
     reduce_runs,
     run_sizes,
     split_axis,
@@ -78,21 +79,21 @@ class LocalBlocks:
         ]
         if any(after for _, after in edges):
             numbers = jnp.pad(numbers, edges)
-        groups: dict[int, int] = {}
+        groups: dict[int, list[int]] = {}
         inside: list[int] = []
         for axis in reversed(range(numbers.ndim)):
             length = self.block[axis]
             if length == 1:
                 continue
             spans = self.units[axis] == 1
-            sizes = run_sizes(numbers, axis) if spans else _divisors(length)
+            sizes = run_sizes(numbers, axis) if spans else divisors(length, LONGEST_RUN)
             if not spans:
                 numbers = split_axis(numbers, axis, length)
                 inside = [other + 1 for other in inside]
                 groups = {other + 1: group for other, group in groups.items()}
             inside.append(axis + (not spans))
             if length > LONGEST_RUN and sizes:
-                groups[inside[-1]] = sizes[-1]
+                groups[inside[-1]] = [sizes[-1]]
         if groups:
             numbers = reduce_runs(reduce, numbers, groups)
             # Signed, or XLA would merge this reduction with the next. No bit is lost:
@@ -115,8 +116,3 @@ def _with_sign(numbers: jax.Array, kind: str) -> jax.Array:
     """The same bits as signed or unsigned integers."""
     dtype = np.dtype(f"{kind}{8 * numbers.dtype.itemsize}")
     return jax.lax.bitcast_convert_type(numbers, dtype)
-
-
-def _divisors(length: int) -> list[int]:
-    """The lengths of groups that divide a block's length."""
-    return [size for size in range(2, LONGEST_RUN + 1) if length % size == 0]

@@ -53,6 +53,7 @@ from gradprune_jax._top_k.shards import whole as whole
 from gradprune_jax._top_k.summation import LONGEST_RUN as LONGEST_RUN
 from gradprune_jax._top_k.summation import Reduction as Reduction
 from gradprune_jax._top_k.summation import add_up as add_up
+from gradprune_jax._top_k.summation import divisors as divisors
 from gradprune_jax._top_k.summation import reduce_runs as reduce_runs
 from gradprune_jax._top_k.summation import run_sizes as run_sizes
 from gradprune_jax._top_k.summation import split_axis as split_axis

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k.shards import whole
+from gradprune_jax._top_k.summation import most_devices
 from gradprune_jax._top_k.units import Units
 
 # The units of a row.
@@ -177,8 +178,7 @@ def bins_of(leaves: Sequence[Units]) -> list[Bins]:
 
 def _is_packed(leaf: Units, room: int) -> bool:
     """Whether a leaf is small, and known to be whole on a device."""
-    mesh = jax.typeof(leaf.data[0]).sharding.mesh
-    is_whole = jax.device_count() == 1 if mesh.empty else mesh.size == 1
+    is_whole = most_devices(leaf.data[0]) == 1
     fits = 0 < math.prod(leaf.shape) <= min(room, LARGEST_PACKED)
     return is_whole and fits and leaf.slice_axes in ((), (0,))
 

@@ -43,15 +43,12 @@ class Ranking:
 
     def __init__(self, leaves: Sequence[Units]) -> None:
         self.leaves = leaves
+        # Whether the units are known only when a compiled program runs.
+        self.is_traced = any(is_traced(x) for leaf in leaves for x in leaf.data)
         before = np.cumsum([0, *(leaf.slices for leaf in leaves)], dtype=np.uint32)
         self._positions = (
             _unknown_to_xla(before[:-1]) if self.is_traced else before[:-1]
         )
-
-    @property
-    def is_traced(self) -> bool:
-        """Whether the units are known only when a compiled program runs."""
-        return any(is_traced(array) for leaf in self.leaves for array in leaf.data)
 
     @property
     def control(self) -> ControlFlow:
@@ -126,10 +123,10 @@ class Ranking:
         others, by one all-reduce for each set of axes. Under `jit` and `pmap` leaves
         are whole.
         """
-        split_axes = [leaf.shard.split_axes for leaf in self.leaves]
         totals = list(counts)
         if not self.is_traced:
             return jnp.asarray(np.concatenate(jax.device_get(totals), axis=-1))
+        split_axes = [leaf.shard.split_axes for leaf in self.leaves]
         for axes in sorted(set(split_axes) - {()}):
             members = [i for i, names in enumerate(split_axes) if names == axes]
             local = jnp.concatenate([totals[i] for i in members], axis=-1)

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k.counts import Count, minimum
-from gradprune_jax._top_k.packing import PackedUnits
 from gradprune_jax._top_k.policies import thirds_then_line
 from gradprune_jax._top_k.ranking import Ranking
 from gradprune_jax._top_k.search import Bracket, Groups, Probes, State, search
@@ -30,7 +29,7 @@ from gradprune_jax._top_k.summation import is_split, part_of_device
 from gradprune_jax._top_k.units import Units
 
 # A sample pays where leaves are few and large. It saves several passes over the data,
-# and costs a dozen over the sample, and for each leaf a twentieth of a second when the
+# and costs a dozen over the sample, and kernels of its own for each shape when the
 # update is compiled.
 MOST_LEAVES = 64
 SMALLEST_SAMPLED = 2**18
@@ -95,7 +94,7 @@ def guess_thresholds(
       The thresholds, `low < high`, [slices]; None where leaves are small or many.
     """
     leaves = ranking.leaves
-    largest = max(0 if isinstance(x, PackedUnits) else x.slice_size for x in leaves)
+    largest = max(leaf.slice_size for leaf in leaves)
     if largest < SMALLEST_SAMPLED or len(leaves) > MOST_LEAVES:
         return None
     samples = Samples.of_ranking(ranking)

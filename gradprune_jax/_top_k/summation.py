@@ -80,24 +80,15 @@ def _sum_packed(
             )
             return functools.reduce(jnp.add, map(add, parts))
         runs = _runs(packed, axes, is_whole)
-    sums = _add_runs(packed, runs)
+    sums = reduce_runs(add_up, packed, runs)
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     sums = _unpacked(sums, fields)
     if sums.size >= SMALLEST_IN_RUNS:
-        sums = _add_runs(sums, _runs(sums, _behind(axes), is_whole))
+        runs = _runs(sums, _behind(axes), is_whole)
+        sums = reduce_runs(add_up, sums, runs)
     sums = jax.lax.bitcast_convert_type(sums, jnp.uint32)
     return jnp.sum(sums, _behind(axes), dtype=jnp.uint32)
-
-
-def _add_runs(numbers: jax.Array, runs: dict[int, list[int]]) -> jax.Array:
-    """Add up runs of units, several along an axis, by one sum."""
-    added: list[int] = []
-    for axis in sorted(runs, reverse=True):
-        for length in runs[axis]:
-            numbers = split_axis(numbers, axis, length)
-            added = [axis + 1, *(other + 1 for other in added)]
-    return add_up(numbers, tuple(added))
 
 
 def _unpacked(packed: jax.Array, fields: int) -> jax.Array:
@@ -113,20 +104,22 @@ def _behind(axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def reduce_runs(
-    reduce: Reduction, numbers: jax.Array, groups: dict[int, int]
+    reduce: Reduction, numbers: jax.Array, runs: dict[int, list[int]]
 ) -> jax.Array:
-    """Reduce groups of neighbours to one number each.
+    """Reduce runs of neighbours to one number each, by one reduction.
 
     Args:
       reduce: the reduction.
       numbers: the array.
-      groups: for some axes, the size of the groups along them; it divides the axis.
+      runs: for some axes, the lengths of runs and of runs of them, the innermost first;
+        their product divides the axis.
     """
-    grouped: list[int] = []
-    for axis in sorted(groups, reverse=True):
-        numbers = split_axis(numbers, axis, groups[axis])
-        grouped = [axis + 1, *(other + 1 for other in grouped)]
-    return reduce(numbers, tuple(grouped))
+    reduced: list[int] = []
+    for axis in sorted(runs, reverse=True):
+        for length in runs[axis]:
+            numbers = split_axis(numbers, axis, length)
+            reduced = [axis + 1, *(other + 1 for other in reduced)]
+    return reduce(numbers, tuple(reduced))
 
 
 def split_axis(array: jax.Array, axis: int, size: int) -> jax.Array:
@@ -158,7 +151,7 @@ def _runs(
         own: list[int] = []
         left = array.shape[axis] if is_whole else part_of_device(array, axis)
         if is_whole or not is_split(array, axis):
-            while sizes := _divisors(left, min(longest, MOST_AT_ONCE // at_once)):
+            while sizes := divisors(left, min(longest, MOST_AT_ONCE // at_once)):
                 own.append(sizes[-1])
                 at_once *= sizes[-1]
                 left //= sizes[-1]
@@ -178,10 +171,10 @@ def run_sizes(array: jax.Array, axis: int) -> list[int]:
     """List the lengths of runs that divide an axis and every device's part of it."""
     if is_split(array, axis):
         return []
-    return _divisors(part_of_device(array, axis), LONGEST_RUN)
+    return divisors(part_of_device(array, axis), LONGEST_RUN)
 
 
-def _divisors(number: int, most: int) -> list[int]:
+def divisors(number: int, most: int) -> list[int]:
     """The divisors of a number from 2 to `most`, ascending."""
     return [size for size in range(2, most + 1) if number % size == 0]
 
@@ -205,10 +198,14 @@ def _even_parts(array: jax.Array, axis: int, is_whole: bool) -> list[jax.Array]:
 
 def part_of_device(array: jax.Array, axis: int) -> int:
     """Return how much of an axis each device holds, if all devices split it."""
-    mesh = jax.typeof(array).sharding.mesh
-    devices = min(jax.device_count(), USUAL_DEVICES) if mesh.empty else mesh.size
     length = array.shape[axis]
-    return length // math.gcd(length, devices)
+    return length // math.gcd(length, most_devices(array))
+
+
+def most_devices(array: jax.Array) -> int:
+    """Return over how many devices an array may be split, as far as is known."""
+    mesh = jax.typeof(array).sharding.mesh
+    return min(jax.device_count(), USUAL_DEVICES) if mesh.empty else mesh.size
 
 
 def _is_on_one_device(array: jax.Array) -> bool:
