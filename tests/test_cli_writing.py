@@ -186,7 +186,7 @@ from gradprune_jax.export import sparse_file
 def write(file, *_):
     file.write_bytes(bytes(1000))
     print("writing", flush=True)
-    while True:  # not one long sleep: a signal that comes just before it would wait for its end
+    while True:  # one long sleep would go on if a signal came just before it
         time.sleep(0.1)
 sparse_file.write_safetensors = write
 atexit.register(print, "Python is finalised")

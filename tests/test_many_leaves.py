@@ -13,7 +13,7 @@ import gradprune_jax as gp
 from benchmarks.speed.compilation import different_kernels
 from gradprune_jax import _prune
 from gradprune_jax._mask_update.scores import weight_keys
-from gradprune_jax._top_k import packing, top_k, whole
+from gradprune_jax._top_k import packing, ranking, summation, top_k, whole
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.units import Units
 from tests import oracle
@@ -180,6 +180,29 @@ def kernels(leaves):
 def test_leaves_of_one_shape_share_their_kernels():
     """Most of the time to compile is that of kernels; equal ones are compiled once."""
     assert kernels(12) <= kernels(6) + 2
+
+
+@pytest.mark.parametrize("stack_axis", [None, 0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_counts_of_many_leaves_are_added_up_exactly(dtype, stack_axis):
+    """Of any shapes: with few runs, with many, of prime lengths, of a single unit."""
+    small = [(2, 8, 8 + i) for i in range(ranking.MANY_LEAVES)]
+    long = [(3, 523, 7), (2, 131, 137), (1, 1, 1), (2, 512, 512), (5, 32, 32)]
+    weights, masks = draw(small + long, [dtype] * (len(small) + len(long)))
+    rule = gp.Rule(SCHEDULE, allocation="global", stack_axis=stack_axis)
+    for sparsity in (0.4, 0.9):
+        new = updated(rule, sparsity, weights, masks)
+        fields = dict(allocation="global", stack_axis=stack_axis)
+        wanted = oracle.next_masks(weights, masks, sparsity, **fields)
+        for mask, expected in zip(new, wanted, strict=True):
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_counts_of_many_leaves_are_added_up_by_one_kernel():
+    """Else each would have a kernel of its own for it, in every loop."""
+    leaf = on_one_device((16, 16), np.uint32)
+    sums = jax.jit(lambda *leaves: summation.add_runs(leaves)).lower(*[leaf] * 20)
+    assert sums.compile().as_text().count(" fusion(") == 1
 
 
 def test_packing_takes_less_than_half_a_byte_a_weight():

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k.shards import whole
-from gradprune_jax._top_k.summation import most_devices
 from gradprune_jax._top_k.units import Units
 
 # The units of a row.
@@ -50,6 +49,11 @@ class PackedUnits(Units):
     sizes: Any
     slice_of_row: Any
     index_of_row: Any
+
+    @property
+    def is_whole(self) -> bool:
+        """Its rows are added up by slice, which `add_runs` does not do."""
+        return False
 
     @property
     def slices(self) -> int:
@@ -178,9 +182,8 @@ def bins_of(leaves: Sequence[Units]) -> list[Bins]:
 
 def _is_packed(leaf: Units, room: int) -> bool:
     """Whether a leaf is small, and known to be whole on a device."""
-    is_whole = most_devices(leaf.data[0]) == 1
     fits = 0 < math.prod(leaf.shape) <= min(room, LARGEST_PACKED)
-    return is_whole and fits and leaf.slice_axes in ((), (0,))
+    return leaf.is_whole and fits and leaf.slice_axes in ((), (0,))
 
 
 def _kind(leaf: Units) -> Any:

@@ -53,7 +53,7 @@ def thirds_then_line(width: Any, likely: Probes | None = None) -> Policy:
     """A policy: thirds while a bracket is wider than this, then along the line.
 
     Args:
-      width: unsigned [..., slices].
+      width: unsigned [slices].
       likely: two thresholds between which the wanted one often lies: the first probes.
         They cost a pass where it does not.
     """

@@ -18,20 +18,23 @@ import numpy as np
 from gradprune_jax._checks import is_traced
 from gradprune_jax._top_k.control import COMPILED, PYTHON, ControlFlow
 from gradprune_jax._top_k.keys import key_dtype, ranking_key
+from gradprune_jax._top_k.summation import add_runs
 from gradprune_jax._top_k.units import Units
+
+# Where leaves are fewer, XLA would fuse their counts with the sum of all of them, and
+# count some units twice.
+MANY_LEAVES = 16
 
 
 class Thresholds(NamedTuple):
     """Which units are kept: those above the ties, and the ties of low enough index.
 
     Attributes:
-      low: unsigned [slices], the lowest key of a tied unit.
-      high: unsigned [slices], the keys from here on are above the ties.
-      start: [..., slices], the least reversed index of a tie that is kept.
+      above: unsigned [slices], the lowest key above that of the ties.
+      start: uint32 [..., slices], the least reversed index of a tie that is kept.
     """
 
-    low: jax.Array
-    high: jax.Array
+    above: jax.Array
     start: jax.Array
 
 
@@ -84,9 +87,7 @@ class Ranking:
         Args:
           probes: unsigned [2, slices].
         """
-        return self.sum_over_mesh(
-            leaf.count_reaching(position, probes) for leaf, position in self._placed
-        )
+        return self._total("count_reaching", probes)
 
     def count_sampled(
         self, samples: Sequence[jax.Array], thresholds: jax.Array
@@ -104,9 +105,7 @@ class Ranking:
 
     def count_kept(self, thresholds: Thresholds) -> jax.Array:
         """How many units are kept, for two starts [2, slices]: uint32 [2, slices]."""
-        return self.sum_over_mesh(
-            leaf.count_kept(position, *thresholds) for leaf, position in self._placed
-        )
+        return self._total("count_kept", *thresholds)
 
     def kept(self, thresholds: Thresholds) -> list[jax.Array]:
         """Marks the units that are kept: for each leaf, bool of its units' shape."""
@@ -115,6 +114,16 @@ class Ranking:
     def per_slice(self, per_leaf: Sequence[Any], dtype: Any) -> np.ndarray:
         """One number for each slice, from one for each leaf: [slices]."""
         return np.repeat(np.array(per_leaf, dtype), [x.slices for x in self.leaves])
+
+    def _total(self, count: str, *numbers: jax.Array) -> jax.Array:
+        """The counts that a method of all leaves makes: uint32 [2, slices]."""
+        are_many = self.is_traced and len(self.leaves) >= MANY_LEAVES
+        in_runs = are_many and all(leaf.is_whole for leaf in self.leaves)
+        counts = [
+            getattr(leaf, count)(position, *numbers, in_runs=in_runs)
+            for leaf, position in self._placed
+        ]
+        return add_runs(counts) if in_runs else self.sum_over_mesh(counts)
 
     def sum_over_mesh(self, counts: Iterable[jax.Array]) -> jax.Array:
         """The counts of whole leaves, from each leaf's local ones: [..., slices].

@@ -7,8 +7,11 @@ unit leaves its device, and nothing is sorted or gathered.
 
 With m of n units in the sample, the number of sampled keys above the wanted threshold
 is binomial: $m p \pm \sqrt{m p (1 - p)}$, for a share p = k / n. The guess lies at one
-and a quarter of these deviations to either side. A sample that misleads costs passes,
-and changes no mask.
+of these deviations to either side. A sample that misleads costs passes, and changes no
+mask.
+
+The sample is searched by windows of evenly spaced thresholds. Each is an eighth of the
+one before, until its steps are finer than the guess has to be.
 """
 
 from __future__ import annotations
@@ -21,10 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._top_k.counts import Count, minimum
-from gradprune_jax._top_k.policies import thirds_then_line
+from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.ranking import Ranking
-from gradprune_jax._top_k.search import Bracket, Groups, Probes, State, search
+from gradprune_jax._top_k.search import Groups, Probes
 from gradprune_jax._top_k.summation import is_split, part_of_device
 from gradprune_jax._top_k.units import Units
 
@@ -37,6 +39,8 @@ SMALLEST_SAMPLED = 2**18
 # LARGEST_STRIDE.
 SAMPLE_SIZE = 2**12
 LARGEST_STRIDE = 2**10
+# How many thresholds a window has.
+STEPS = 2**4
 
 
 class Samples(NamedTuple):
@@ -79,6 +83,38 @@ class Samples(NamedTuple):
         return total * jnp.broadcast_to(self.strides, total.shape)
 
 
+class _Window(NamedTuple):
+    """Evenly spaced thresholds, and how many units are estimated to reach them.
+
+    Attributes:
+      low: the lowest of them, unsigned [slices].
+      step: from each to the next, unsigned [slices].
+      reached: how many units of each slice's group reach them, float32 [STEPS, slices].
+      live: how many are not pruned, float32 [slices].
+    """
+
+    low: jax.Array
+    step: jax.Array
+    reached: jax.Array
+    live: jax.Array
+
+    def last_reached_by(self, rank: jax.Array) -> jax.Array:
+        """The highest of the thresholds that `rank` units reach, else the lowest."""
+        number = jnp.sum(self.reached >= rank, 0, dtype=self.low.dtype)
+        return self.low + (jnp.maximum(number, 1) - 1) * self.step
+
+    def first_not_passed_by(self, rank: jax.Array) -> jax.Array:
+        """The lowest of the thresholds that at most `rank` units reach, or the end."""
+        number = jnp.sum(self.reached > rank, 0, dtype=self.low.dtype)
+        return self.low + number * self.step
+
+    def inside(self, rank: jax.Array) -> jax.Array:
+        """How many units lie in the step that `rank` is in; infinite if in none."""
+        is_below = self.reached >= rank
+        at_low = jnp.min(jnp.where(is_below, self.reached, jnp.inf), 0)
+        return at_low - jnp.max(jnp.where(is_below, 0, self.reached), 0)
+
+
 def guess_thresholds(
     ranking: Ranking, kept: Count, groups: Groups, top: np.ndarray
 ) -> Probes | None:
@@ -99,35 +135,44 @@ def guess_thresholds(
         return None
     samples = Samples.of_ranking(ranking)
     rank, margin = _ranks(samples, kept, groups)
-    live = samples.estimate(jnp.ones(groups.slices, top.dtype))
-    at_first = groups.total(live)
+
+    def target(window: _Window) -> jax.Array:
+        return jnp.clip(rank, 0.5, window.live)
+
+    def is_wide(window: _Window) -> jax.Array:
+        inside = window.inside(target(window))
+        return jnp.any((inside > margin / 2) & (window.step > 1))
+
+    def narrow(window: _Window) -> _Window:
+        """Two steps of a window, the one that `rank` is in and half of one around."""
+        low = window.last_reached_by(target(window))
+        low -= jnp.minimum(window.step // 2, low - 1)  # above 0, the key of pruned ones
+        step = window.step // (STEPS // 2) + 1
+        along = jnp.arange(STEPS, dtype=low.dtype).reshape(-1, 1)
+        reached = samples.estimate(low + along * step).astype(jnp.float32)
+        if groups.together:
+            total = jnp.sum(reached, -1, keepdims=True)
+            reached = jnp.broadcast_to(total, reached.shape)
+        live = jnp.where(jnp.isinf(window.live), reached[0], window.live)
+        return _Window(low, step, reached, live)
+
+    slices = (groups.slices,)
+    everything = _Window(
+        low=jnp.ones(slices, top.dtype),
+        step=jnp.asarray(top // 2),
+        reached=jnp.zeros((STEPS, *slices), jnp.float32),
+        live=jnp.full(slices, jnp.inf, jnp.float32),
+    )
+    window = ranking.control.while_loop(is_wide, narrow, everything)
     # Most updates prune a little more than is pruned already. Then the threshold is
     # just above the smallest key of a live unit, far from the 0 of pruned ones.
-    lower = minimum(Count.of_float(rank + margin), at_first)
-    upper = Count.of_float(jnp.maximum(rank - margin, 0))
-    wanted = jax.tree.map(lambda *ranks: jnp.stack(ranks), lower, upper)
-    shape = wanted.low.shape
-    start = Bracket(
-        low=jnp.ones(shape, top.dtype),
-        high=jnp.broadcast_to(top, shape),
-        at_low=jnp.broadcast_to(live, (2, groups.slices)),
-        at_high=jnp.zeros((2, groups.slices), jnp.uint32),
-    )
-
-    def is_close(state: State) -> jax.Array:
-        return state.above + state.below <= jnp.broadcast_to(margin / 4, shape)
-
-    probe = thirds_then_line(jnp.broadcast_to(top >> 8, shape))
-    bracket = search(
-        samples.estimate, start, wanted, groups, probe, is_close, ranking.control
-    )
-    is_tied = bracket.width[0] == 1
-    low = jnp.where(is_tied, bracket.low[0], bracket.high[0])
-    high = jnp.maximum(bracket.high[1], low + 1)
+    low = window.last_reached_by(jnp.minimum(rank + margin, window.live))
+    high = window.first_not_passed_by(jnp.maximum(rank - margin, 0))
     # Where more units are wanted than are live, the threshold is 0.
-    is_zero = rank > at_first.as_float() + margin
+    is_zero = rank > window.live + margin
     one = jnp.ones_like(low)
-    return Probes(jnp.where(is_zero, one, low), jnp.where(is_zero, one + one, high))
+    low = jnp.where(is_zero, one, low)
+    return Probes(low, jnp.where(is_zero, one + one, jnp.maximum(high, low + 1)))
 
 
 def _ranks(
@@ -145,7 +190,7 @@ def _ranks(
     share = jnp.clip(rank / np.float32(whole), 0, 1)
     deviation = np.sqrt(over_groups(strides**2 * samples.sizes))
     step = strides.max(keepdims=True) if groups.together else strides
-    margin = 1.25 * np.float32(deviation) * jnp.sqrt(share * (1 - share))
+    margin = np.float32(deviation) * jnp.sqrt(share * (1 - share))
     return rank, margin + 4 * np.float32(step)
 
 

@@ -54,7 +54,7 @@ class Groups(NamedTuple):
     together: Any
 
     def total(self, per_slice: jax.Array) -> Count:
-        """The units of each slice's group, from those of each slice: [..., slices]."""
+        """The units of each slice's group, from those of each slice: [slices]."""
         apart = Count.of_uint32(per_slice)
         if self.together is False:
             return apart
@@ -68,7 +68,7 @@ class Groups(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """Two thresholds for each slice, unsigned [..., slices]; `low <= high`."""
+    """Two thresholds for each slice, unsigned [slices]; `low <= high`."""
 
     low: jax.Array
     high: jax.Array
@@ -80,10 +80,10 @@ class Bracket(NamedTuple):
     Slices of one group have the same.
 
     Attributes:
-      low: unsigned [..., slices]; at least the wanted number of units reach it.
-      high: unsigned [..., slices]; fewer reach it.
-      at_low: how many units reach `low`, uint32 [..., slices].
-      at_high: how many units reach `high`, uint32 [..., slices].
+      low: unsigned [slices]; at least the wanted number of units reach it.
+      high: unsigned [slices]; fewer reach it.
+      at_low: how many units reach `low`, uint32 [slices].
+      at_high: how many units reach `high`, uint32 [slices].
     """
 
     low: jax.Array
@@ -114,11 +114,11 @@ class State(NamedTuple):
 
     Attributes:
       bracket: where the thresholds lie.
-      above: how many units more than wanted reach `low`, float32 [..., slices].
-      below: how many units fewer than wanted reach `high`, float32 [..., slices].
+      above: how many units more than wanted reach `low`, float32 [slices].
+      below: how many units fewer than wanted reach `high`, float32 [slices].
       stalled: how many passes in a row did not halve the number of units in the
-        bracket, int32 [..., slices].
-      bound: no bracket is wider; unsigned [..., slices].
+        bracket, int32 [slices].
+      bound: no bracket is wider; unsigned [slices].
       passes: how many passes were made, int32 scalar.
     """
 
@@ -131,13 +131,8 @@ class State(NamedTuple):
 
     @property
     def inside(self) -> jax.Array:
-        """How many units lie in the bracket, float32 [..., slices]."""
+        """How many units lie in the bracket, float32 [slices]."""
         return self.above + self.below
-
-
-def is_exact(state: State) -> jax.Array:
-    """Whether exactly the wanted number of units reach `low`: bool [..., slices]."""
-    return state.above == 0
 
 
 def search(
@@ -146,19 +141,17 @@ def search(
     wanted: Count,
     groups: Groups,
     policy: Callable[[State], Probes],
-    is_done: Callable[[State], jax.Array] = is_exact,
     control: ControlFlow = COMPILED,
 ) -> Bracket:
     """Narrows brackets until each holds one threshold, or its `low` is the answer.
 
     Args:
-      count: how many units of each slice reach two probes, from unsigned
-        [2, ..., slices] to uint32 of that shape.
+      count: how many units of each slice reach two probes, from unsigned [2, slices]
+        to uint32 of that shape.
       start: the first brackets.
-      wanted: how many units, [..., slices].
+      wanted: how many units, [slices].
       groups: how slices form groups.
       policy: where to probe next.
-      is_done: where a bracket is narrow enough, bool [..., slices].
       control: the loop.
 
     Returns:
@@ -171,7 +164,7 @@ def search(
         return above.as_float(), below.as_float()
 
     def is_open(state: State) -> jax.Array:
-        return (state.bracket.width > 1) & ~is_done(state)
+        return (state.bracket.width > 1) & (state.above != 0)
 
     def cut(
         bracket: Bracket, threshold: jax.Array, reached: jax.Array, active: jax.Array

@@ -126,7 +126,7 @@ def _thresholds(ranking: Ranking, kept: Count, together: bool) -> Thresholds:
         def count(probes: jax.Array) -> jax.Array:
             return control.cond(
                 is_last,
-                lambda: ranking.count_kept(Thresholds(found.low, found.high, probes)),
+                lambda: ranking.count_kept(Thresholds(found.above, probes)),
                 lambda: ranking.count_reaching(probes),
             )
 
@@ -145,23 +145,21 @@ def _thresholds(ranking: Ranking, kept: Count, together: bool) -> Thresholds:
         ties = _ties(found.bracket, kept, Groups(ranking.slices, together), sizes)
         return jax.tree.map(lambda a, b: jnp.where(is_last, a, b), found, ties)
 
-    first = _Found(nowhere, nowhere, start, kept)
+    first = _Found(nowhere, start, kept)
     found = control.fori_loop(0, 2, search_once, first)
-    return Thresholds(found.low, found.high, found.bracket.low)
+    return Thresholds(found.above, found.bracket.low)
 
 
 class _Found(NamedTuple):
     """What is known of every slice, [slices], and what is searched next.
 
     Attributes:
-      low: as of `Thresholds`, once keys are searched.
-      high: as of `Thresholds`.
+      above: as of `Thresholds`, once keys are searched.
       bracket: where the threshold lies, of keys or of reversed indices.
       wanted: how many units reach it.
     """
 
-    low: jax.Array
-    high: jax.Array
+    above: jax.Array
     bracket: Bracket
     wanted: Count
 
@@ -183,14 +181,14 @@ def _ties(keys: Bracket, kept: Count, groups: Groups, sizes: jax.Array) -> _Foun
             kept - groups.total(keys.at_high), keys.at_low - keys.at_high
         )
         wanted = Count.of_uint32(keys.at_high + share)
+    no_tie = sizes.astype(keys.low.dtype)
     bracket = keys._replace(
-        low=jnp.zeros_like(keys.low),
-        high=sizes.astype(keys.high.dtype) + 1,  # no tied unit may be kept
+        low=jnp.where(is_exact, no_tie, 0),
+        high=no_tie + 1,
         at_high=jnp.where(is_exact, keys.at_low, keys.at_high),
     )
     return _Found(
-        low=keys.low,
-        high=jnp.where(is_exact, keys.low, keys.high),
+        above=jnp.where(is_exact, keys.low, keys.high),
         bracket=bracket,
         wanted=select(is_exact, Count.of_uint32(keys.at_low), wanted),
     )

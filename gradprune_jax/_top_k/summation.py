@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ SMALLEST_IN_RUNS = 2**12
 LONGEST_RUN = 32
 # The same across other axes, whose units are not neighbours in memory.
 LONGEST_ACROSS = 8
+# So many runs of each of several arrays are added up together.
+FEW_RUNS = 2**8
 # How many units are summed at once, so that half an integer holds their number.
 MOST_AT_ONCE = 2**15
 # Where fewer are summed at once, their sums take more than a third of a byte a unit.
@@ -45,42 +48,127 @@ USUAL_DEVICES = 16
 
 def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sum a bool array over `axes`: uint32."""
-    return _sum_packed(marked.astype(jnp.uint32), axes, fields=1)[0]
+    return _total(marked.astype(jnp.uint32), axes, fields=1)[0]
 
 
 def sum_pair(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sum two bool arrays over `axes`, in one read: uint32 [2, ...]."""
-    packed = one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
-    return _sum_packed(packed, axes, fields=2)
+    return _total(_packed(one, other), axes, fields=2)
 
 
-def _sum_packed(
-    packed: jax.Array, axes: tuple[int, ...], *, fields: int, is_whole: bool = False
+def sum_pair_in_runs(
+    one: jax.Array, other: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
-    """Sum each half of integers over `axes`: uint32 [fields, ...].
+    """Sum runs of two bool arrays along `axes`, which `add_runs` adds up.
 
-    The halves are 0 or 1, and so few are summed at once that no half overflows.
+    Returns:
+      uint32 [slices, runs]: two sums in the halves of each integer, of the slices along
+      all other axes.
+    """
+    pieces = []
+    for sums, own_axes, _ in _sums_of_runs(_packed(one, other), axes):
+        last = jnp.moveaxis(sums, own_axes, range(-len(own_axes), 0))
+        pieces.append(last.reshape(math.prod(last.shape[: -len(own_axes)]), -1))
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
+
+
+def add_runs(in_runs: Sequence[jax.Array]) -> jax.Array:
+    """Add up the runs of every slice of several arrays: uint32 [2, all slices].
+
+    Those with few runs are added up together: XLA takes as long to compile a sum of a
+    few numbers as one of many.
 
     Args:
-      packed: uint32.
+      in_runs: of each array uint32 [slices, runs], as from `sum_pair_in_runs`.
+    """
+    few = [sums for sums in in_runs if sums.shape[1] <= FEW_RUNS]
+    ends = np.cumsum([len(sums) for sums in few])
+    totals = iter(jnp.split(_add_few_runs(few), ends[:-1], axis=1) if few else [])
+    return jnp.concatenate(
+        [
+            next(totals) if sums.shape[1] <= FEW_RUNS else _add_up(sums, (1,), True)
+            for sums in in_runs
+        ],
+        axis=1,
+    )
+
+
+def _add_few_runs(in_runs: Sequence[jax.Array]) -> jax.Array:
+    """Add up few runs of every slice of several arrays, by one sum."""
+    slices = [len(sums) for sums in in_runs]
+    lengths = np.repeat([sums.shape[1] for sums in in_runs], slices)
+    starts = np.cumsum(lengths) - lengths
+    # Along two axes, or XLA would cut a sum over more than LONGEST_RUN.
+    place = np.arange(FEW_RUNS).reshape(-1, LONGEST_RUN)
+    place = place[: -(-lengths.max() // LONGEST_RUN)]
+    numbers = jnp.concatenate([sums.ravel() for sums in in_runs])
+    own = jnp.take(numbers, jnp.asarray(starts.reshape(-1, 1, 1) + place), mode="clip")
+    own = jnp.where(jnp.asarray(place < lengths.reshape(-1, 1, 1)), own, 0)
+    return jnp.sum(_unpacked(own, fields=2), (2, 3), dtype=jnp.uint32)
+
+
+def _packed(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Two bool arrays as the lower and the upper halves of integers."""
+    return one.astype(jnp.uint32) | (other.astype(jnp.uint32) << 16)
+
+
+def _total(packed: jax.Array, axes: tuple[int, ...], fields: int) -> jax.Array:
+    """Sum each half of integers over `axes`: uint32 [fields, ...].
+
+    Args:
+      packed: uint32, the halves 0 or 1.
       axes: the axes to sum over, ascending.
       fields: 1 for the lower halves alone, or 2.
-      is_whole: whether no device splits the array; else its type says so.
     """
     if packed.size < SMALLEST_IN_RUNS:
         return jnp.sum(_unpacked(packed, fields), _behind(axes), dtype=jnp.uint32)
+    pieces = _sums_of_runs(packed, axes)
+    return functools.reduce(jnp.add, [_add_up(*piece, fields) for piece in pieces])
+
+
+class _RunSums(NamedTuple):
+    """Sums of runs of an array.
+
+    Attributes:
+      sums: uint32, two sums in the halves of each integer.
+      axes: the axes along which the runs lie, ascending.
+      is_whole: whether no device splits the array; else its type says so.
+    """
+
+    sums: jax.Array
+    axes: tuple[int, ...]
+    is_whole: bool
+
+
+def _sums_of_runs(
+    packed: jax.Array, axes: tuple[int, ...], is_whole: bool = False
+) -> list[_RunSums]:
+    """Sum integers over runs of `axes`, so few at once that no half overflows.
+
+    Args:
+      packed: uint32, the halves 0 or 1.
+      axes: the axes to sum over, ascending.
+      is_whole: as of `_RunSums`.
+
+    Returns:
+      The sums of the array, or of several pieces of it where no runs fit the whole.
+    """
     runs = _runs(packed, axes, is_whole)
     if math.prod(length for run in runs.values() for length in run) < ENOUGH_AT_ONCE:
         if len(axes) == packed.ndim and _is_on_one_device(packed):
             packed, axes, is_whole = packed.ravel(), (0,), True
         parts = _even_parts(packed, axes[-1], is_whole) if axes else [packed]
         if len(parts) > 1:
-            add = functools.partial(
-                _sum_packed, axes=axes, fields=fields, is_whole=is_whole
-            )
-            return functools.reduce(jnp.add, map(add, parts))
+            pieces = [_sums_of_runs(part, axes, is_whole) for part in parts]
+            return [each for own in pieces for each in own]
         runs = _runs(packed, axes, is_whole)
-    sums = reduce_runs(add_up, packed, runs)
+    return [_RunSums(reduce_runs(add_up, packed, runs), axes, is_whole)]
+
+
+def _add_up(
+    sums: jax.Array, axes: tuple[int, ...], is_whole: bool, fields: int = 2
+) -> jax.Array:
+    """Add up the runs along `axes`: uint32 [fields, ...]."""
     # Signed and unsigned in turns, or XLA would merge one sum with the next.
     sums = jax.lax.bitcast_convert_type(sums, jnp.int32)
     sums = _unpacked(sums, fields)

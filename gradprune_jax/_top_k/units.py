@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gradprune_jax._layouts import resharded
 from gradprune_jax._top_k.keys import largest_ranking_key
 from gradprune_jax._top_k.shards import Shard
-from gradprune_jax._top_k.summation import sum_one, sum_pair
+from gradprune_jax._top_k.summation import (
+    most_devices,
+    sum_one,
+    sum_pair,
+    sum_pair_in_runs,
+)
 
 # A field that is known when a function of the leaf is traced.
 STATIC = {"static": True}
@@ -98,13 +104,21 @@ class Units:
             stride *= self.shard.shape[axis]
         return index
 
-    @jax.jit
-    def count_reaching(self, position: jax.Array, probes: jax.Array) -> jax.Array:
+    @property
+    def is_whole(self) -> bool:
+        """Whether the leaf is known to be whole on a device."""
+        return most_devices(self.data[0]) == 1
+
+    @functools.partial(jax.jit, static_argnames="in_runs")
+    def count_reaching(
+        self, position: jax.Array, probes: jax.Array, *, in_runs: bool
+    ) -> jax.Array:
         """How many local units reach two probes: uint32 [2, slices].
 
         Args:
           position: of the leaf's slices among all.
           probes: unsigned [2, all slices].
+          in_runs: whether to return what `add_runs` adds up: uint32 [slices, runs].
         """
         # Else XLA would move keys and indices out of a search's loop, or share them
         # between uses, and so write and read arrays as large as the weights.
@@ -112,43 +126,43 @@ class Units:
         units, position, probes = pinned
         keys = units.keys().astype(probes.dtype)
         one, other = (keys >= units._spread_own(position, probe) for probe in probes)
-        return units._sum_pair(one, other)
+        return units._sum_pair(one, other, in_runs)
 
-    @jax.jit
+    @functools.partial(jax.jit, static_argnames="in_runs")
     def count_kept(
-        self, position: jax.Array, low: jax.Array, high: jax.Array, starts: jax.Array
+        self,
+        position: jax.Array,
+        above: jax.Array,
+        starts: jax.Array,
+        *,
+        in_runs: bool,
     ) -> jax.Array:
         """How many local units `kept` marks, for two `starts`: uint32 [2, slices].
 
         Args:
           position: of the leaf's slices among all.
-          low: as of `kept`.
-          high: as of `kept`.
+          above: as of `kept`.
           starts: uint32 [2, all slices].
+          in_runs: as of `count_reaching`.
         """
-        numbers = (self._last_index, position, low, high, starts)
+        numbers = (self._last_index, position, above, starts)
         units, numbers = jax.lax.optimization_barrier((self, numbers))
-        last_index, position, low, high, starts = numbers
-        low, high = (units._spread_own(position, each) for each in (low, high))
-        pair = [units._spread_own(position, start) for start in starts]
-        return units._sum_pair(*units._above_or_tied(last_index, low, high, pair))
+        last_index, position, *numbers = numbers
+        pair = units._above_or_tied(last_index, position, *numbers)
+        return units._sum_pair(*pair, in_runs)
 
     @jax.jit
     def kept(
-        self, position: jax.Array, low: jax.Array, high: jax.Array, start: jax.Array
+        self, position: jax.Array, above: jax.Array, start: jax.Array
     ) -> jax.Array:
         """Marks the units above the ties, and the ties of low enough index.
 
         Args:
           position: of the leaf's slices among all.
-          low: unsigned [all slices], the lowest key of a tied unit.
-          high: unsigned [all slices], the keys from here on are above the ties.
+          above: unsigned [all slices], the lowest key above that of the ties.
           start: uint32 [all slices], the least reversed index of a tie that is kept.
         """
-        low, high, start = (
-            self._spread_own(position, each) for each in (low, high, start)
-        )
-        return self._above_or_tied(self._last_index, low, high, [start])[0]
+        return self._above_or_tied(self._last_index, position, above, [start])[0]
 
     @jax.jit
     def count_sampled(
@@ -190,16 +204,22 @@ class Units:
         return jnp.expand_dims(per_slice, self._unit_axes(leading))
 
     def _above_or_tied(
-        self, last_index: Any, low: jax.Array, high: jax.Array, starts: list[jax.Array]
+        self, last_index: Any, position: jax.Array, above: jax.Array, starts: Any
     ) -> list[jax.Array]:
         """Marks units as `kept` does, once for each start."""
-        keys = self.keys().astype(low.dtype)
-        above, tied = keys >= high, keys >= low
+        keys, above = self.keys().astype(above.dtype), self._spread_own(position, above)
         index = self.reversed_index(last_index)
-        return [above | (tied & (index >= x.astype(index.dtype))) for x in starts]
+        marks = []
+        for start in starts:
+            start = self._spread_own(position, start).astype(index.dtype)
+            # A tie is one below: half as many comparisons as one for each case.
+            marks.append(keys + (index >= start).astype(keys.dtype) >= above)
+        return marks
 
-    def _sum_pair(self, one: jax.Array, other: jax.Array) -> jax.Array:
+    def _sum_pair(self, one: jax.Array, other: jax.Array, in_runs: bool) -> jax.Array:
         """How many units of each slice two markings mark: uint32 [2, slices]."""
+        if in_runs:
+            return sum_pair_in_runs(one, other, self._unit_axes(0))
         return self._of_all_slices(sum_pair(one, other, self._unit_axes(0)))
 
     @property
