@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
+from gradprune_jax._top_k import sampling
 from tests import oracle
 
 SCHEDULE = gp.polynomial_schedule(0.8, 0, 4, every=2)
@@ -311,12 +312,12 @@ def all_reduced_words(program):
 )
 def test_a_sharded_update_moves_counts_alone(shape, layout):
     """Sorting a sharded weight gathers it whole on every device. Here a pass adds up
-    two counts for each group, and a sample's two for each of two thresholds."""
+    two counts for each group, and a pass over a sample those of a window."""
     program = compile_update(shape, layout).as_text()
     assert "all-reduce" in program
     for other in MOVING:
         assert other not in program
-    assert max(all_reduced_words(program)) <= 4
+    assert max(all_reduced_words(program)) <= sampling.STEPS
 
 
 def test_counts_of_many_groups_are_a_few_words_for_each():
@@ -332,7 +333,7 @@ def test_a_mesh_that_shows_only_in_the_shardings_of_jit_moves_no_weights(shape):
     program = compile_update(shape, P("x", "y"), in_shardings=True).as_text()
     for other in MOVING:
         assert other not in program
-    assert max(all_reduced_words(program)) <= 4
+    assert max(all_reduced_words(program)) <= sampling.STEPS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:3], ids=str)
