@@ -154,8 +154,11 @@ def _sums_of_runs(
       The sums of the array, or of several pieces of it where no runs fit the whole.
     """
     runs = _runs(packed, axes, is_whole)
-    if math.prod(length for run in runs.values() for length in run) < ENOUGH_AT_ONCE:
-        if len(axes) == packed.ndim and _is_on_one_device(packed):
+    is_flattened = len(axes) == packed.ndim and _is_on_one_device(packed)
+    # What is known to be whole costs nothing to make flat.
+    enough = LONGEST_RUN if most_devices(packed) == 1 else ENOUGH_AT_ONCE
+    if math.prod(length for run in runs.values() for length in run) < enough:
+        if is_flattened:
             packed, axes, is_whole = packed.ravel(), (0,), True
         parts = _even_parts(packed, axes[-1], is_whole) if axes else [packed]
         if len(parts) > 1:
@@ -297,8 +300,9 @@ def most_devices(array: jax.Array) -> int:
 
 
 def _is_on_one_device(array: jax.Array) -> bool:
-    """Whether an array on no known mesh is so small that it is assumed to be whole."""
-    return jax.typeof(array).sharding.mesh.empty and array.size < SMALLEST_SPLIT
+    """Whether an array is whole, or is assumed to be: small and on no known mesh."""
+    is_small = jax.typeof(array).sharding.mesh.empty and array.size < SMALLEST_SPLIT
+    return is_small or most_devices(array) == 1
 
 
 def is_split(array: jax.Array, axis: int) -> bool:
