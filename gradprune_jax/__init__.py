@@ -16,6 +16,11 @@ from gradprune_jax._pairing import map_with_masks as map_with_masks
 from gradprune_jax._plan import LeafPlan as LeafPlan
 from gradprune_jax._plan import Plan as Plan
 from gradprune_jax._plan import plan as plan
+from gradprune_jax._program import ChannelGroup as ChannelGroup
+from gradprune_jax._program import ChannelGroups as ChannelGroups
+from gradprune_jax._program import Shrunk as Shrunk
+from gradprune_jax._program import channel_groups as channel_groups
+from gradprune_jax._program import shrink as shrink
 from gradprune_jax._prune import prune as prune
 from gradprune_jax._rules import Rule as Rule
 from gradprune_jax._rules import is_weight as is_weight

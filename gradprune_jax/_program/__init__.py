@@ -1,0 +1,22 @@
+"""A traced function, read as what it is: which dimensions it has, and what is zero.
+
+`shrink` traces a function (`tracing`) and walks over its steps (`walks`). The first
+walk finds which indices of which axes belong together (`units`), by the rules of
+primitives (`rules/`). The second finds what is zero, and which units the sums can do
+without (`analysis`). The third runs the same steps on smaller arrays (`cut`). `groups`
+says what was found in words of parameters.
+
+Glossary:
+
+- step: one primitive operation of the traced function.
+- variable: a value that a step reads or writes.
+- unit: indices that are cut together, one of each axis that they lie along.
+- group: units that lie along the same axes of parameters: a dimension of the function.
+- fixed: never cut.
+"""
+
+from gradprune_jax._program.groups import ChannelGroup as ChannelGroup
+from gradprune_jax._program.groups import ChannelGroups as ChannelGroups
+from gradprune_jax._program.shrink import Shrunk as Shrunk
+from gradprune_jax._program.shrink import channel_groups as channel_groups
+from gradprune_jax._program.shrink import shrink as shrink

@@ -1,0 +1,58 @@
+"""Cut: how arrays and sizes become smaller, once it is known which units are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gradprune_jax._program.analysis import Analysis
+from gradprune_jax._program.units import Axis
+
+
+class Cut:
+    """The variables of an analysed program without the units that are cut."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+
+    def stays(self, axis: Axis) -> np.ndarray | None:
+        """Which indices of an axis stay, bool [size]; None for all."""
+        if self.analysis.units.resolve(axis) is None:
+            return None
+        stays = ~self.analysis.is_cut(axis)
+        return None if stays.all() else stays
+
+    def size(self, axis: Axis, size: Any) -> Any:
+        """How many indices of an axis stay."""
+        stays = self.stays(axis)
+        return size if stays is None else int(stays.sum())
+
+    def shape(self, variable: int) -> tuple[Any, ...]:
+        """The shape of a variable after the cut."""
+        axes, shape = self.analysis.axes[variable], self.analysis.shape(variable)
+        return tuple(map(self.size, axes, shape))
+
+    def array(self, variable: int, value: Any) -> Any:
+        """The value of a variable without what is cut."""
+        for axis, units in enumerate(self.analysis.axes[variable]):
+            stays = self.stays(units)
+            if stays is not None:
+                value = jnp.take(value, np.flatnonzero(stays), axis=axis)
+        return value
+
+    def impose(self, variable: int, stays: Sequence[np.ndarray | None]) -> None:
+        """Cut the indices of a variable that do not stay, and all that is cut alike."""
+        axes = self.analysis.axes[variable]
+        if len(axes) != len(stays):
+            return
+        for axis, own in zip(axes, stays, strict=True):
+            resolved = self.analysis.units.resolve(axis)
+            if own is None or resolved is None or len(own) != len(resolved):
+                continue
+            kept, gone = resolved[own], resolved[~own]
+            # An index goes when one of its units does: that which no other needs.
+            gone = np.setdiff1d(gone[gone >= 0], kept[kept >= 0])
+            self.analysis.cut[gone] = True

@@ -1,0 +1,78 @@
+"""Rules: for each primitive, which axes are cut alike, where it is zero, how it is run.
+
+A primitive without a rule gets that of what is unknown, which fixes all it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gradprune_jax._program.rules.base import PrimitiveRule
+from gradprune_jax._program.rules.control import Branches, Scan, While
+from gradprune_jax._program.rules.elementwise import (
+    ELEMENTWISE,
+    PRODUCTS,
+    Choice,
+    Elementwise,
+    Product,
+    Quotient,
+)
+from gradprune_jax._program.rules.shapes import (
+    BroadcastInDim,
+    Concatenate,
+    DynamicUpdateSlice,
+    Gather,
+    Identity,
+    Pad,
+    Reshape,
+    Reverse,
+    Slice,
+    Split,
+    Squeeze,
+    Transpose,
+    WholeAxes,
+)
+from gradprune_jax._program.rules.sources import SOURCES, Source
+from gradprune_jax._program.rules.sums import (
+    CUMULATIVE,
+    EXTREMES,
+    WINDOWS,
+    AlongAxis,
+    Convolution,
+    DotGeneral,
+    Reduce,
+    ReduceSum,
+    Window,
+)
+
+UNKNOWN = PrimitiveRule()
+RULES: Mapping[str, PrimitiveRule] = {
+    **dict.fromkeys(ELEMENTWISE, Elementwise()),
+    **dict.fromkeys(PRODUCTS, Product()),
+    "div": Quotient(),
+    "select_n": Choice(),
+    "broadcast_in_dim": BroadcastInDim(),
+    "reshape": Reshape(),
+    "transpose": Transpose(),
+    "squeeze": Squeeze(),
+    "slice": Slice(),
+    "split": Split(),
+    "rev": Reverse(),
+    "concatenate": Concatenate(),
+    "pad": Pad(),
+    "dynamic_slice": WholeAxes(),
+    "dynamic_update_slice": DynamicUpdateSlice(),
+    "gather": Gather(),
+    "optimization_barrier": Identity(),
+    "dot_general": DotGeneral(),
+    "conv_general_dilated": Convolution(),
+    "reduce_sum": ReduceSum(),
+    **dict.fromkeys(EXTREMES, Reduce()),
+    **dict.fromkeys(CUMULATIVE, AlongAxis("axis")),
+    "sort": AlongAxis("dimension"),
+    **dict.fromkeys(WINDOWS, Window()),
+    **dict.fromkeys(SOURCES, Source()),
+    "scan": Scan(),
+    "while": While(),
+    "cond": Branches(),
+}

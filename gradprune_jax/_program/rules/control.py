@@ -1,0 +1,206 @@
+"""Loops and branches: what is carried has the same units in every turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.cut import Cut
+from gradprune_jax._program.rules.base import PrimitiveRule
+from gradprune_jax._program.tracing import Program, Step
+from gradprune_jax._program.units import Axis
+from gradprune_jax._program.walks import find_axes, find_zeros, run
+
+
+class Scan(PrimitiveRule):
+    """An index of a stacked leaf goes only if it goes in every layer."""
+
+    def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
+        """Fix the axis that is scanned, and join what is carried."""
+        (body,), consts, carry = step.bodies, *self._counts(step)
+        given = [analysis.axes[operand] for operand in step.operands]
+        for operand in step.operands[consts + carry :]:
+            analysis.fix(analysis.axes[operand][0], f"scan, {step.source}")
+        inner = [
+            *given[: consts + carry],
+            *(axes[1:] for axes in given[consts + carry :]),
+        ]
+        find_axes(body, inner, analysis)
+        outputs = [analysis.axes[output] for output in body.outputs]
+        carried = _joined(
+            analysis, step, inner[consts : consts + carry], outputs[:carry]
+        )
+        return [*carried, *([None, *axes] for axes in outputs[carry:])]
+
+    def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
+        """What is zero before the first turn, and stays so."""
+        (body,), consts, carry = step.bodies, *self._counts(step)
+        given = [analysis.zeros[operand] for operand in step.operands]
+        layers = [Zeros(x.all, x.along[1:]) for x in given[consts + carry :]]
+
+        def turn(carried: list[Zeros]) -> list[Zeros]:
+            find_zeros(body, [*given[:consts], *carried, *layers], analysis)
+            return [analysis.zeros[output] for output in body.outputs]
+
+        outputs = _until_stable(turn, given[consts : consts + carry])
+        return [
+            *outputs[:carry],
+            *(
+                Zeros(x.all, [np.full(_length(analysis, result), x.all), *x.along])
+                for x, result in zip(outputs[carry:], step.results[carry:], strict=True)
+            ),
+        ]
+
+    def replay(
+        self, step: Step, operands: Sequence[jax.Array], cut: Cut
+    ) -> Sequence[jax.Array]:
+        """Scan over the smaller layers."""
+        (body,), consts, carry = step.bodies, *self._counts(step)
+        fixed = operands[:consts]
+
+        def turn(carried: Any, layer: Any) -> Any:
+            results = run(body, [*fixed, *carried, *layer], cut)
+            return results[:carry], results[carry:]
+
+        carried, stacked = jax.lax.scan(
+            turn,
+            list(operands[consts : consts + carry]),
+            list(operands[consts + carry :]),
+            length=step.params["length"],
+            reverse=step.params["reverse"],
+            unroll=step.params["unroll"],
+        )
+        return [*carried, *stacked]
+
+    def _counts(self, step: Step) -> tuple[int, int]:
+        return step.params["num_consts"], step.params["num_carry"]
+
+
+class While(PrimitiveRule):
+    """What is carried is joined with what a turn returns."""
+
+    def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
+        """Join what is carried."""
+        condition, body, of_condition, of_body, carried = self._parts(step)
+        axes = {operand: analysis.axes[operand] for operand in step.operands}
+        start = [axes[x] for x in carried]
+        find_axes(condition, [*(axes[x] for x in of_condition), *start], analysis)
+        find_axes(body, [*(axes[x] for x in of_body), *start], analysis)
+        outputs = [analysis.axes[output] for output in body.outputs]
+        return _joined(analysis, step, start, outputs)
+
+    def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
+        """What is zero before the first turn, and stays so."""
+        condition, body, of_condition, of_body, carried = self._parts(step)
+        zeros = {operand: analysis.zeros[operand] for operand in step.operands}
+
+        def turn(now: list[Zeros]) -> list[Zeros]:
+            find_zeros(condition, [*(zeros[x] for x in of_condition), *now], analysis)
+            find_zeros(body, [*(zeros[x] for x in of_body), *now], analysis)
+            return [analysis.zeros[output] for output in body.outputs]
+
+        return _until_stable(turn, [zeros[x] for x in carried])
+
+    def replay(
+        self, step: Step, operands: Sequence[jax.Array], cut: Cut
+    ) -> Sequence[jax.Array]:
+        """Loop over the smaller values."""
+        condition, body = step.bodies
+        first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
+        of_condition = operands[:first]
+        of_body, start = operands[first : first + second], operands[first + second :]
+        return jax.lax.while_loop(
+            lambda carried: run(condition, [*of_condition, *carried], cut)[0],
+            lambda carried: run(body, [*of_body, *carried], cut),
+            list(start),
+        )
+
+    def _parts(self, step: Step) -> tuple[Program, Program, Any, Any, Any]:
+        first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
+        operands = step.operands
+        condition, body = step.bodies
+        return (
+            condition,
+            body,
+            operands[:first],
+            operands[first : first + second],
+            operands[first + second :],
+        )
+
+
+class Branches(PrimitiveRule):
+    """Results are those of any branch, so all are cut alike."""
+
+    def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
+        """Join the results of all branches."""
+        given = [analysis.axes[operand] for operand in step.operands[1:]]
+        joined: list[Sequence[Axis]] | None = None
+        for branch in step.bodies:
+            find_axes(branch, given, analysis)
+            own = [analysis.axes[output] for output in branch.outputs]
+            joined = own if joined is None else _joined(analysis, step, joined, own)
+        return joined or []
+
+    def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
+        """Zero where all branches are."""
+        given = [analysis.zeros[operand] for operand in step.operands[1:]]
+        results: list[Zeros] | None = None
+        for branch in step.bodies:
+            find_zeros(branch, given, analysis)
+            own = [analysis.zeros[output] for output in branch.outputs]
+            results = own if results is None else [*map(_both, results, own)]
+        return results or []
+
+    def replay(
+        self, step: Step, operands: Sequence[jax.Array], cut: Cut
+    ) -> Sequence[jax.Array]:
+        """Choose among the smaller branches."""
+        branches = [
+            lambda *given, branch=branch: run(branch, given, cut)
+            for branch in step.bodies
+        ]
+        return jax.lax.switch(operands[0], branches, *operands[1:])
+
+
+def _joined(
+    analysis: Analysis,
+    step: Step,
+    ones: Sequence[Sequence[Axis]],
+    others: Sequence[Sequence[Axis]],
+) -> list[Sequence[Axis]]:
+    """Values that are cut alike."""
+    return [
+        [analysis.join(*pair, step) for pair in zip(one, other, strict=True)]
+        for one, other in zip(ones, others, strict=True)
+    ]
+
+
+def _until_stable(
+    turn: Callable[[list[Zeros]], list[Zeros]], start: Sequence[Zeros]
+) -> list[Zeros]:
+    """The outputs of a turn that leaves what is carried as it was."""
+    carried = list(start)
+    while True:
+        outputs = turn(carried)
+        after = [_both(*pair) for pair in zip(carried, outputs, strict=False)]
+        if all(map(_equal, carried, after)):
+            return [*after, *outputs[len(after) :]]
+        carried = after
+
+
+def _both(one: Zeros, other: Zeros) -> Zeros:
+    along = [a & b for a, b in zip(one.along, other.along, strict=True)]
+    return Zeros(one.all and other.all, along)
+
+
+def _equal(one: Zeros, other: Zeros) -> bool:
+    return one.all == other.all and all(map(np.array_equal, one.along, other.along))
+
+
+def _length(analysis: Analysis, result: int) -> int:
+    size = analysis.shape(result)[0]
+    return size if isinstance(size, int) else 1
