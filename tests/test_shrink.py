@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 import gradprune_jax as gp
 from gradprune_jax._tree import named_leaves
@@ -253,12 +254,12 @@ def test_other_batch_sizes_gradients_and_exports():
     )
     one_by_one = jax.vmap(lambda image: shrunk.fn(shrunk.params, image[None])[0])(x)
     np.testing.assert_allclose(one_by_one, fn(smaller, x), atol=1e-4)
-    (batch,) = jax.export.symbolic_shape("batch")
+    (batch,) = export.symbolic_shape("batch")
     types = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shrunk.params
     )
     image = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
-    exported = jax.export.export(compiled)(types, image)
+    exported = export.export(compiled)(types, image)
     np.testing.assert_allclose(
         exported.call(shrunk.params, more), fn(smaller, more), atol=1e-4
     )

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradprune_jax._program.analysis import Analysis
-from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.tracing import Trace
 from gradprune_jax._tables import text_table
 
@@ -31,11 +30,6 @@ class ChannelGroup:
     members: tuple[tuple[str, int], ...]
     fixed: str
     indices: tuple[tuple[tuple[int, ...], ...], ...] = dataclasses.field(repr=False)
-    units: tuple[int, ...] = dataclasses.field(repr=False, compare=False)
-
-    def size_after(self, cut: Cut) -> int:
-        """How many stay."""
-        return self.size - int(cut.analysis.cut[list(self.units)].sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +59,11 @@ class ChannelGroups:
 
 def groups_of(
     analysis: Analysis, traced: Trace, paths: Sequence[str]
-) -> list[ChannelGroup]:
-    """The groups of an analysed function: units that have the same members."""
+) -> list[tuple[ChannelGroup, list[int]]]:
+    """The groups of an analysed function, each with its units.
+
+    Units that lie along the same axes of parameters are a group.
+    """
     places: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
     for number, variable in enumerate(traced.program.inputs[: traced.params]):
         for axis, units in enumerate(analysis.axes[variable]):
@@ -87,26 +84,26 @@ def groups_of(
             tuple(tuple(places[unit][member]) for unit in alone) for member in where
         )
         path, axis = members[0]
-        groups.append(
-            ChannelGroup(
-                name=f"{path}[{axis}]",
-                size=len(alone),
-                members=members,
-                fixed=analysis.reason(alone[0]) or "?" if is_fixed else "",
-                indices=() if is_fixed else indices,
-                units=tuple(alone),
-            )
+        group = ChannelGroup(
+            name=f"{path}[{axis}]",
+            size=len(alone),
+            members=members,
+            fixed=analysis.reason(alone[0]) or "?" if is_fixed else "",
+            indices=() if is_fixed else indices,
         )
+        groups.append((group, alone))
     return _with_different_names(groups)
 
 
-def _with_different_names(groups: list[ChannelGroup]) -> list[ChannelGroup]:
+def _with_different_names(
+    groups: list[tuple[ChannelGroup, list[int]]],
+) -> list[tuple[ChannelGroup, list[int]]]:
     """Number the groups of one first member, which have an axis together."""
     met: dict[str, int] = defaultdict(int)
     named = []
-    for group in groups:
+    for group, units in groups:
         met[group.name] += 1
         number = met[group.name]
         name = group.name if number == 1 else f"{group.name} {number}"
-        named.append(dataclasses.replace(group, name=name))
+        named.append((dataclasses.replace(group, name=name), units))
     return named

@@ -97,7 +97,8 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Channel
     analysis = analyse(traced)
     paths = [join(leaf.path) for leaf in named_leaves(params)]
     groups = groups_of(analysis, traced, paths)
-    return ChannelGroups(tuple(groups), tuple(analysis.unknown.items()))
+    found = tuple(group for group, _ in groups)
+    return ChannelGroups(found, tuple(analysis.unknown.items()))
 
 
 def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
@@ -164,8 +165,11 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
         fn=_smaller_function(fn, params, traced, cut),
-        sizes={group.name: (group.size, group.size_after(cut)) for group in groups},
-        fixed={group.name: group.fixed for group in groups if group.fixed},
+        sizes={
+            group.name: (group.size, group.size - int(analysis.cut[units].sum()))
+            for group, units in groups
+        },
+        fixed={group.name: group.fixed for group, _ in groups if group.fixed},
         unknown=analysis.unknown,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
+from jax.extend import core, source_info_util
 
 # Calls that are inlined, and the parameter that holds what is called.
 INLINED = {
@@ -152,7 +152,7 @@ class _Inliner:
                 for name in BODIES.get(equation.primitive.name, ())
                 for body in _several(equation.params[name])
             ]
-            source = jax.extend.source_info_util.summarize(equation.source_info)
+            line = source_info_util.summarize(equation.source_info)
             steps.append(
                 Step(
                     equation.primitive,
@@ -160,7 +160,7 @@ class _Inliner:
                     operands,
                     results,
                     bodies,
-                    source,
+                    line.rsplit("/", 1)[-1],
                 )
             )
         return [number(atom) for atom in jaxpr.outvars]

@@ -135,8 +135,9 @@ class UnitTable:
         if not paired.any():
             return [roots]
         parts = [self._pairs.get(root, (root, -1)) for root in roots.tolist()]
-        columns = np.array(parts).T
-        return [own for column in columns for own in self._resolved(column)]
+        wide = max(map(len, parts))
+        alike = np.array([[*own, *[-1] * (wide - len(own))] for own in parts])
+        return [own for column in alike.T for own in self._resolved(column)]
 
     def _roots(self, units: np.ndarray) -> np.ndarray:
         while True:
