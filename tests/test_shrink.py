@@ -413,3 +413,116 @@ def places_of(group, place):
     for (path, axis), units in zip(group.members, group.indices, strict=True):
         for index in units[place]:
             yield (path, *[slice(None)] * axis, index)
+
+
+@jax.custom_vjp
+def doubled(x):
+    return 2 * x
+
+
+doubled.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+
+
+def grouped(kernel, x, groups):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+PIECES = {
+    "custom_vjp": lambda p, x: doubled(x),
+    "remat": lambda p, x: jax.checkpoint(jnp.tanh)(x),
+    "cond": lambda p, x: jax.lax.cond(x.sum() > 0, jnp.tanh, lambda x: 2 * x, x),
+    "while": lambda p, x: jax.lax.fori_loop(0, 3, lambda i, x: x + jnp.tanh(x), x),
+    "while with a bound": lambda p, x: jax.lax.while_loop(
+        lambda x: jnp.abs(x).max() < 50, lambda x: 2 * x, x
+    ),
+    "padding": lambda p, x: jnp.pad(x, ((0, 0), (2, 1)))[:, 2:-1],
+    "casts": lambda p, x: x.astype(jnp.bfloat16).astype(jnp.float32),
+    "flip": lambda p, x: x[:, ::-1][:, ::-1],
+    "einsum": lambda p, x: jnp.einsum("bi,i->bi", x, jnp.ones(8)),
+    "dropout": lambda p, x: jnp.where(
+        jax.random.bernoulli(jax.random.key(3), 0.7, x.shape), x / 0.7, 0
+    ),
+    "stacked": lambda p, x: jnp.stack([x, jnp.tanh(x)]).sum(0),
+    "unstacked": lambda p, x: sum(jnp.unstack(jnp.stack([x, jnp.tanh(x)]))),
+    "tiled": lambda p, x: jnp.tile(x, (3, 2))[4:8, 8:],
+    "repeated": lambda p, x: jnp.repeat(x, 2, axis=0)[::2],
+    "update": lambda p, x: jnp.zeros((9, 8)).at[:4].set(x)[:4],
+    "sort of the batch": lambda p, x: jnp.sort(x, axis=0),
+    "cumulative sum": lambda p, x: jnp.cumsum(x, axis=0),
+    "separate heads": lambda p, x: x.reshape(4, 2, 4).swapaxes(0, 1).swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_of_networks(name):
+    """Between two layers of which half of the eight units are dead."""
+
+    def fn(params, x):
+        x = PIECES[name](params, x @ params["w"])
+        return x.reshape(4, 8) @ params["v"]
+
+    dead = np.array([1, 3, 5, 7])
+    params = {"w": dense(0, 3, 8).at[:, dead].set(0), "v": dense(1, 8, 2)}
+    params["v"] = params["v"].at[dead].set(0)
+    x = dense(2, 4, 3)
+    shrunk = gp.shrink(fn, params, x)
+    assert_same(fn, params, shrunk, x)
+    is_fixed = name in ("while with a bound", "update")
+    assert shrunk.params["w"].shape == (3, 8 if is_fixed else 4), shrunk
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_grouped_convolutions(groups):
+    def fn(params, x):
+        x = jnp.tanh(grouped(params["a"], x, 1))
+        x = jnp.tanh(grouped(params["b"], x, groups))
+        return grouped(params["c"], x, 1).mean((1, 2))
+
+    params = {
+        "a": dense(0, 3, 3, 2, 8),
+        "b": dense(1, 3, 3, 8 // groups, 16),
+        "c": dense(2, 1, 1, 16, 3),
+    }
+    x = dense(3, 2, 5, 5, 2)
+    smaller, _ = killed(fn, params, x)
+    shrunk = gp.shrink(fn, smaller, x)
+    assert shrunk.params["b"].size <= params["b"].size // 2
+    assert_same(fn, smaller, shrunk, x)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm, nn.InstanceNorm, nn.WeightNorm])
+def test_other_norms_are_exact(norm):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            if norm is nn.WeightNorm:
+                x = nn.WeightNorm(nn.Dense(8))(x)
+            elif norm is nn.GroupNorm:
+                x = nn.GroupNorm(num_groups=2)(nn.Dense(8)(x))
+            else:
+                x = nn.InstanceNorm()(nn.Dense(8)(x))
+            return nn.Dense(3)(nn.relu(x))
+
+    model, x = Model(), dense(0, 2, 5, 4)
+    params = model.init(KEY, x)
+    smaller, _ = killed(model.apply, params, x)
+    shrunk = gp.shrink(model.apply, smaller, x)
+    assert_same(model.apply, smaller, shrunk, x)
+
+
+def test_a_batch_size_that_is_not_known():
+    fn, params, x = network("transformer")
+    smaller, _ = killed(fn, params, x)
+    (batch,) = export.symbolic_shape("batch")
+    tokens = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+    shrunk = gp.shrink(fn, smaller, tokens)
+    assert_same(fn, smaller, shrunk, x)
+    known = gp.shrink(fn, smaller, x)
+    assert shrunk.sizes == known.sizes

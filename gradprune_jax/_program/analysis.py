@@ -36,10 +36,7 @@ class Zeros(NamedTuple):
 
     @classmethod
     def of_value(cls, value: Any, cut: Sequence[np.ndarray | None]) -> Zeros:
-        """Those of an array; what is cut, bool of each axis, counts as zero."""
-        dtype = jax.numpy.result_type(value)
-        if not jax.numpy.issubdtype(dtype, jax.numpy.number) or is_traced(value):
-            return cls.of(False, value.shape)
+        """Those of numbers; what is cut, bool of each axis, counts as zero."""
         nonzero = np.asarray(value != 0)
         for axis, gone in enumerate(cut):
             if gone is not None and gone.any():
@@ -95,6 +92,9 @@ class Analysis:
 
     def zeros_of(self, variable: int, value: Any) -> Zeros:
         """Where a value that is known is zero, or cut."""
+        is_number = jax.numpy.issubdtype(self.types[variable].dtype, np.number)
+        if is_traced(value) or not is_number:
+            return Zeros.of(False, self.shape(variable))
         cut = [
             None if self.units.resolve(axis) is None else self.is_cut(axis)
             for axis in self.axes[variable]

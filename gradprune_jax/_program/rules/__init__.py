@@ -12,24 +12,32 @@ from gradprune_jax._program.rules.control import Branches, Scan, While
 from gradprune_jax._program.rules.elementwise import (
     ELEMENTWISE,
     PRODUCTS,
+    Bitcast,
     Choice,
     Elementwise,
     Product,
     Quotient,
 )
-from gradprune_jax._program.rules.shapes import (
-    BroadcastInDim,
+from gradprune_jax._program.rules.joining import (
     Concatenate,
-    DynamicUpdateSlice,
-    Gather,
     Identity,
     Pad,
+    Stack,
+    Tile,
+    Unstack,
+)
+from gradprune_jax._program.rules.reshaping import (
+    BroadcastInDim,
     Reshape,
+    Squeeze,
+    Transpose,
+)
+from gradprune_jax._program.rules.slicing import (
+    DynamicUpdateSlice,
+    Gather,
     Reverse,
     Slice,
     Split,
-    Squeeze,
-    Transpose,
     WholeAxes,
 )
 from gradprune_jax._program.rules.sources import SOURCES, Source
@@ -49,6 +57,7 @@ UNKNOWN = PrimitiveRule()
 RULES: Mapping[str, PrimitiveRule] = {
     **dict.fromkeys(ELEMENTWISE, Elementwise()),
     **dict.fromkeys(PRODUCTS, Product()),
+    "bitcast_convert_type": Bitcast(),
     "div": Quotient(),
     "select_n": Choice(),
     "broadcast_in_dim": BroadcastInDim(),
@@ -59,6 +68,9 @@ RULES: Mapping[str, PrimitiveRule] = {
     "split": Split(),
     "rev": Reverse(),
     "concatenate": Concatenate(),
+    "stack": Stack(),
+    "unstack": Unstack(),
+    "tile": Tile(),
     "pad": Pad(),
     "dynamic_slice": WholeAxes(),
     "dynamic_update_slice": DynamicUpdateSlice(),

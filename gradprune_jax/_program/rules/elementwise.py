@@ -83,6 +83,25 @@ class Elementwise(PrimitiveRule):
             return False
 
 
+class Bitcast(Elementwise):
+    """Other numbers of the same bits; where their width changes, so do the axes."""
+
+    def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
+        """Those of the operand, or fixed ones."""
+        if self._is_elementwise(step, analysis):
+            return super().axes(step, analysis)
+        return PrimitiveRule.axes(self, step, analysis)
+
+    def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
+        """Those of the operand, if it has the same axes."""
+        if self._is_elementwise(step, analysis):
+            return super().zeros(step, analysis)
+        return PrimitiveRule.zeros(self, step, analysis)
+
+    def _is_elementwise(self, step: Step, analysis: Analysis) -> bool:
+        return analysis.shape(step.operands[0]) == analysis.shape(step.results[0])
+
+
 class Product(Elementwise):
     """Zero where one of the operands is."""
 

@@ -249,6 +249,8 @@ class Window(PrimitiveRule):
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """Zero where the operand is, on axes that pass."""
         zeros, shape = analysis.zeros[step.operands[0]], analysis.shape(step.results[0])
+        if not self._sees_values(step):
+            return [Zeros.of(False, shape)]
         along = [
             own if alone else np.full(known_size(size), zeros.all)
             for own, alone, size in zip(
@@ -256,6 +258,19 @@ class Window(PrimitiveRule):
             )
         ]
         return [Zeros(zeros.all, along)]
+
+    def _sees_values(self, step: Step) -> bool:
+        """Whether no window lies in the padding alone, where a maximum is infinite."""
+        params = step.params
+        return step.primitive.name == "reduce_window_sum" or (
+            set(params.get("base_dilation") or (1,)) == {1}
+            and all(
+                max(map(int, padding)) < window
+                for window, padding in zip(
+                    params["window_dimensions"], params["padding"], strict=True
+                )
+            )
+        )
 
     def _passes(self, step: Step) -> list[bool]:
         params = step.params
