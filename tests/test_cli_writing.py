@@ -180,8 +180,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 INTERRUPTED = """
-import atexit, time
+import atexit, signal, time
 from gradprune_jax import _cli
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored, and so it stays
 from gradprune_jax.export import sparse_file
 def write(file, *_):
     file.write_bytes(bytes(1000))

@@ -166,7 +166,7 @@ def test_half_of_every_free_dimension_is_cut(name):
         assert new == (old if group.fixed else old - old // 2), group
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["convolutions", "recurrent", "transformer"])
 def test_nothing_is_cut_where_nothing_is_zero(name):
     fn, params, x = network(name)
     shrunk = gp.shrink(fn, params, x)
