@@ -526,3 +526,18 @@ def test_a_batch_size_that_is_not_known():
     assert_same(fn, smaller, shrunk, x)
     known = gp.shrink(fn, smaller, x)
     assert shrunk.sizes == known.sizes
+
+
+def test_equinox_modules_by_partition():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(3, 2, width_size=8, depth=2, key=KEY)
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def fn(params, x):
+        return jax.vmap(eqx.combine(params, static))(x)
+
+    x = dense(0, 5, 3)
+    smaller, _ = killed(fn, params, x)
+    shrunk = gp.shrink(fn, smaller, x)
+    assert shrunk.params.layers[1].weight.shape == (4, 4)
+    assert_same(fn, smaller, shrunk, x)
