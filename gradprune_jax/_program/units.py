@@ -12,6 +12,7 @@ An index of no unit is never cut. Its unit is fixed.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -157,7 +158,7 @@ class UnitTable:
             self._parent[upper] = lower  # none is fixed: they are resolved
             return
         for one, other in zip(ones.tolist(), others.tolist(), strict=True):
-            self._join_index(_known(one), _known(other))
+            self._join_index(_present([one]), _present([other]))
 
     def _join_index(self, one: list[int], other: list[int]) -> None:
         """Cut one index with another."""
@@ -182,9 +183,5 @@ def _axis(columns: list[np.ndarray]) -> Axis:
     return np.stack(columns, 1) if columns else None
 
 
-def _present(units: np.ndarray) -> list[int]:
+def _present(units: Iterable[int]) -> list[int]:
     return [int(unit) for unit in units if unit >= 0]
-
-
-def _known(unit: int) -> list[int]:
-    return [unit] if unit >= 0 else []

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis, Zeros, known_size
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule
 from gradprune_jax._program.tracing import Program, Step
@@ -50,7 +50,10 @@ class Scan(PrimitiveRule):
         return [
             *outputs[:carry],
             *(
-                Zeros(x.all, [np.full(_length(analysis, result), x.all), *x.along])
+                Zeros(
+                    x.all,
+                    [np.full(known_size(analysis.shape(result)[0]), x.all), *x.along],
+                )
                 for x, result in zip(outputs[carry:], step.results[carry:], strict=True)
             ),
         ]
@@ -85,7 +88,9 @@ class While(PrimitiveRule):
 
     def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
         """Join what is carried."""
-        condition, body, of_condition, of_body, carried = self._parts(step)
+        condition, body, of_condition, of_body, carried = self._parts(
+            step, step.operands
+        )
         axes = {operand: analysis.axes[operand] for operand in step.operands}
         start = [axes[x] for x in carried]
         find_axes(condition, [*(axes[x] for x in of_condition), *start], analysis)
@@ -95,7 +100,9 @@ class While(PrimitiveRule):
 
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """What is zero before the first turn, and stays so."""
-        condition, body, of_condition, of_body, carried = self._parts(step)
+        condition, body, of_condition, of_body, carried = self._parts(
+            step, step.operands
+        )
         zeros = {operand: analysis.zeros[operand] for operand in step.operands}
 
         def turn(now: list[Zeros]) -> list[Zeros]:
@@ -109,19 +116,18 @@ class While(PrimitiveRule):
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
     ) -> Sequence[jax.Array]:
         """Loop over the smaller values."""
-        condition, body = step.bodies
-        first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
-        of_condition = operands[:first]
-        of_body, start = operands[first : first + second], operands[first + second :]
+        condition, body, of_condition, of_body, start = self._parts(step, operands)
         return jax.lax.while_loop(
             lambda carried: run(condition, [*of_condition, *carried], cut)[0],
             lambda carried: run(body, [*of_body, *carried], cut),
             list(start),
         )
 
-    def _parts(self, step: Step) -> tuple[Program, Program, Any, Any, Any]:
+    def _parts(
+        self, step: Step, operands: Sequence[Any]
+    ) -> tuple[Program, Program, Any, Any, Any]:
+        """Both programs, the operands of each alone, and what is carried."""
         first, second = step.params["cond_nconsts"], step.params["body_nconsts"]
-        operands = step.operands
         condition, body = step.bodies
         return (
             condition,
@@ -199,8 +205,3 @@ def _both(one: Zeros, other: Zeros) -> Zeros:
 
 def _equal(one: Zeros, other: Zeros) -> bool:
     return one.all == other.all and all(map(np.array_equal, one.along, other.along))
-
-
-def _length(analysis: Analysis, result: int) -> int:
-    size = analysis.shape(result)[0]
-    return size if isinstance(size, int) else 1

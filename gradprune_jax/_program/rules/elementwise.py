@@ -15,7 +15,7 @@ from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
 
 ELEMENTWISE = (
-    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan"),
+    *("abs", "acos", "acosh", "add", "add_any", "asin", "asinh", "atan"),
     *("atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz"),
     *("complex", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh"),
     *("digamma", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule, bind
 from gradprune_jax._program.tracing import Step
@@ -26,10 +26,6 @@ class Source(PrimitiveRule):
         for operand in step.operands:
             analysis.fix_variable(operand, f"{step.primitive.name}, {step.source}")
         return [analysis.new_axes(analysis.shape(result)) for result in step.results]
-
-    def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
-        """Nothing is known."""
-        return [Zeros.of(False, analysis.shape(result)) for result in step.results]
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut

@@ -190,7 +190,7 @@ class Reduce(PrimitiveRule):
         return tuple(step.params[self.parameter])
 
     def _keeps_zeros(self, step: Step) -> bool:
-        return step.primitive.name not in ("argmax", "argmin", "reduce_precision")
+        return step.primitive.name not in ("argmax", "argmin")
 
 
 class ReduceSum(Reduce):
