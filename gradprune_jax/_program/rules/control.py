@@ -88,29 +88,24 @@ class While(PrimitiveRule):
 
     def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
         """Join what is carried."""
-        condition, body, of_condition, of_body, carried = self._parts(
-            step, step.operands
-        )
-        axes = {operand: analysis.axes[operand] for operand in step.operands}
-        start = [axes[x] for x in carried]
-        find_axes(condition, [*(axes[x] for x in of_condition), *start], analysis)
-        find_axes(body, [*(axes[x] for x in of_body), *start], analysis)
+        given = [analysis.axes[operand] for operand in step.operands]
+        condition, body, of_condition, of_body, start = self._parts(step, given)
+        find_axes(condition, [*of_condition, *start], analysis)
+        find_axes(body, [*of_body, *start], analysis)
         outputs = [analysis.axes[output] for output in body.outputs]
         return _joined(analysis, step, start, outputs)
 
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """What is zero before the first turn, and stays so."""
-        condition, body, of_condition, of_body, carried = self._parts(
-            step, step.operands
-        )
-        zeros = {operand: analysis.zeros[operand] for operand in step.operands}
+        given = [analysis.zeros[operand] for operand in step.operands]
+        condition, body, of_condition, of_body, start = self._parts(step, given)
 
         def turn(now: list[Zeros]) -> list[Zeros]:
-            find_zeros(condition, [*(zeros[x] for x in of_condition), *now], analysis)
-            find_zeros(body, [*(zeros[x] for x in of_body), *now], analysis)
+            find_zeros(condition, [*of_condition, *now], analysis)
+            find_zeros(body, [*of_body, *now], analysis)
             return [analysis.zeros[output] for output in body.outputs]
 
-        return _until_stable(turn, [zeros[x] for x in carried])
+        return _until_stable(turn, start)
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
