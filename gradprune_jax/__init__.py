@@ -13,6 +13,7 @@ from gradprune_jax._masks import masks_from_params as masks_from_params
 from gradprune_jax._masks import set_masks as set_masks
 from gradprune_jax._pairing import apply_masks as apply_masks
 from gradprune_jax._pairing import map_with_masks as map_with_masks
+from gradprune_jax._plan import GroupPlan as GroupPlan
 from gradprune_jax._plan import LeafPlan as LeafPlan
 from gradprune_jax._plan import Plan as Plan
 from gradprune_jax._plan import plan as plan
@@ -37,6 +38,7 @@ from gradprune_jax._state import WithGradualPruneState as WithGradualPruneState
 from gradprune_jax._structures import NM as NM
 from gradprune_jax._structures import Block as Block
 from gradprune_jax._structures import Channel as Channel
+from gradprune_jax._structures import CoupledChannels as CoupledChannels
 from gradprune_jax._structures import Structure as Structure
 from gradprune_jax._structures import Unstructured as Unstructured
 from gradprune_jax._transform import gradual_prune as gradual_prune

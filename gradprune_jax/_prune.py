@@ -110,12 +110,14 @@ def masks_of_rule(rule: Rule, params: Any) -> Any:
       rule: the rule, with a one-shot schedule.
       params: the parameters, plain or boxed.
     """
-    values = [leaf.value for leaf in _tree.named_leaves(params)]
+    leaves = _tree.named_leaves(params)
     own = selected_leaves(rule, params)
-    masks: list[Any] = [optax.MaskedNode()] * len(values)
-    wide = any(_is_wide(values[i]) for i in own)
+    masks: list[Any] = [optax.MaskedNode()] * len(leaves)
+    names = tuple(leaves[i].name for i in own)
+    wide = any(_is_wide(leaves[i].value) for i in own)
     with _enable_x64() if wide else contextlib.nullcontext():
-        selected = _select_masks(rule, [jnp.asarray(values[i]) for i in own])
+        weights = [jnp.asarray(leaves[i].value) for i in own]
+        selected = _select_masks(rule, names, weights)
     for i, mask in zip(own, selected, strict=True):
         masks[i] = mask
     treedef: Any = jax.tree.structure(params)
@@ -149,7 +151,9 @@ def _zeroed(leaf: Any, mask: jax.Array) -> Any:
     return where_laid_out(mask, weights, jnp.zeros_like(weights))
 
 
-def _select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
+def _select_masks(
+    rule: Rule, names: tuple[str, ...], weights: Sequence[jax.Array]
+) -> list[jax.Array]:
     """The masks of one rule's leaves, from a compiled program.
 
     Sparsities and floors are passed as arguments, so that another value does not
@@ -159,7 +163,7 @@ def _select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
     schedule: Any = rule.schedule
     program = dataclasses.replace(rule, where=None)
     if len(weights) > MOST_IN_ONE_PROGRAM and not _is_traced(rule, weights):
-        return update_masks(program, jnp.int32(0), _unpruned(weights))
+        return update_masks(program, jnp.int32(0), _unpruned(names, weights))
     arguments = {}
     if rule.allocation != "erk" or not is_concrete(schedule):
         arguments["schedule"] = schedule.final_sparsity
@@ -168,12 +172,15 @@ def _select_masks(rule: Rule, weights: Sequence[jax.Array]) -> list[jax.Array]:
         if is_traced(getattr(rule, floor)):
             arguments[floor] = getattr(rule, floor)
             program = dataclasses.replace(program, **{floor: placeholder})
-    return _compiled_select(program, arguments, weights)
+    return _compiled_select(program, names, arguments, weights)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled_select(
-    rule: Rule, arguments: dict[str, Any], weights: Sequence[jax.Array]
+    rule: Rule,
+    names: tuple[str, ...],
+    arguments: dict[str, Any],
+    weights: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """The masks of one rule's leaves; `arguments` are the fields that it lacks."""
     fields: dict[str, Any] = {
@@ -181,11 +188,11 @@ def _compiled_select(
         for name, value in arguments.items()
     }
     rule = dataclasses.replace(rule, **fields)
-    return update_masks(rule, jnp.int32(0), _unpruned(weights))
+    return update_masks(rule, jnp.int32(0), _unpruned(names, weights))
 
 
-def _unpruned(weights: Sequence[jax.Array]) -> list[PrunedLeaf]:
-    return [PrunedLeaf.unpruned(leaf) for leaf in weights]
+def _unpruned(names: Sequence[str], weights: Sequence[jax.Array]) -> list[PrunedLeaf]:
+    return [*map(PrunedLeaf.unpruned, weights, names)]
 
 
 def _is_traced(rule: Rule, weights: Sequence[jax.Array]) -> bool:

@@ -16,7 +16,7 @@ from gradprune_jax._checks import check_sparsity
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._structures import Structure, check_pattern
+from gradprune_jax._structures import CoupledChannels, Structure, check_pattern
 from gradprune_jax._tables import text_table
 
 
@@ -98,6 +98,11 @@ def sensitivity(
       convnets](https://arxiv.org/abs/1608.08710), 2017, section 3.2.
     """
     values = _check_sparsities(sparsities, structure)
+    if isinstance(structure, CoupledChannels):
+        raise ValueError(
+            "structure is CoupledChannels, which prunes several parameters together; "
+            "sensitivity prunes each alone. Give Channel()."
+        )
     rule = Rule(
         one_shot_schedule(values[0], 0),
         where=where,
@@ -153,7 +158,7 @@ def _pruned_to(rule: Rule, sparsities: jax.Array, weights: jax.Array) -> jax.Arr
         (mask,) = update_masks(
             dataclasses.replace(rule, schedule=schedule),
             jnp.int32(0),
-            [PrunedLeaf.unpruned(weights)],
+            [PrunedLeaf.unpruned(weights, name="")],
         )
         return jnp.where(mask, weights, jnp.zeros_like(weights))
 

@@ -37,7 +37,7 @@ def update_to(rule, sparsity, weights, masks):
     if sparsity is not None:
         rule = dataclasses.replace(rule, schedule=gp.one_shot_schedule(sparsity, 0))
     leaves = [
-        PrunedLeaf(leaf, mask, whole(leaf.shape))
+        PrunedLeaf(leaf, mask, whole(leaf.shape), name="")
         for leaf, mask in zip(weights, masks, strict=True)
     ]
     return update_masks(rule, jnp.int32(0), leaves)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradprune_jax._checks import may_be_nonzero
+from gradprune_jax._checks import is_traced, may_be_nonzero
 from gradprune_jax._mask_update.erk import erk_kept
 from gradprune_jax._mask_update.floors import channel_floors, density_floors
-from gradprune_jax._mask_update.rounding import kept_count
+from gradprune_jax._mask_update.rounding import kept_count, to_multiples
 from gradprune_jax._mask_update.slices import Slice
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import extremes
-from gradprune_jax._structures import NM
+from gradprune_jax._structures import NM, CoupledChannels
 from gradprune_jax._top_k import LARGEST_COUNT, Count, maximum, minimum, total
 
 # Flat indices, and thresholds above them, are uint32.
@@ -63,6 +63,7 @@ def allocate(
     Raises:
       ValueError: if the units are too many to be counted.
     """
+    sparsity, progress = _on_host(sparsity), _on_host(progress)
     schedule: Any = rule.schedule
     together = rule.allocation == "global"
     sizes = [each.units for each in slices]
@@ -82,6 +83,8 @@ def allocate(
         least = of_slices = floors if least is None else maximum(floors, least)
     if least is not None:
         kept = maximum(kept, total(least) if together else least)
+    if isinstance(rule.structure, CoupledChannels) and not together:
+        kept = to_multiples(kept, sizes, rule.structure.round_to)
     return Budget(kept, together, of_channels, of_slices)
 
 
@@ -114,6 +117,11 @@ def kept_in_the_end(rule: Rule, slices: Sequence[Slice]) -> Any:
         allocate(rule, slices, *numbers).kept for numbers in extremes(schedule)
     )
     return minimum(at_peak, at_end).integers()
+
+
+def _on_host(number: Any) -> Any:
+    """A number that is known, for arithmetic that compiles nothing."""
+    return number if number is None or is_traced(number) else np.asarray(number)
 
 
 def _check_sizes(sizes: Sequence[int], groups: Sequence[int]) -> None:

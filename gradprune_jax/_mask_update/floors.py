@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fractions
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._checks import is_traced
 from gradprune_jax._mask_update.rounding import ceiling_count
 from gradprune_jax._mask_update.slices import Slice
-from gradprune_jax._top_k import Count
+from gradprune_jax._top_k import Count, Units
+
+
+def protect(units: Sequence[Units], first: Sequence[jax.Array]) -> list[Units]:
+    """The units, of which some are to be kept before all others."""
+    return [
+        dataclasses.replace(leaf, first=own)
+        for leaf, own in zip(units, first, strict=True)
+    ]
 
 
 def density_floors(min_density: Any, slices: Sequence[Slice]) -> Count:

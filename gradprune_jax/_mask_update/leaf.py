@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from gradprune_jax._top_k import Shard, whole
 
+# A field that is known when a function of the leaf is traced.
+STATIC = {"static": True}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +22,16 @@ class PrunedLeaf:
       weights: the leaf, or its local piece inside `shard_map`; floating.
       mask: bool of the same shape, True where a weight is live.
       shard: where the piece lies in the whole leaf; known when the step is traced.
+      name: its path, by which coupled channels find their members.
     """
 
     weights: jax.Array
     mask: jax.Array
-    shard: Shard = dataclasses.field(metadata={"static": True})
+    shard: Shard = dataclasses.field(metadata=STATIC)
+    name: str = dataclasses.field(metadata=STATIC)
 
     @classmethod
-    def unpruned(cls, weights: jax.Array) -> PrunedLeaf:
+    def unpruned(cls, weights: jax.Array, name: str) -> PrunedLeaf:
         """A whole leaf of which nothing is pruned yet."""
-        return cls(weights, jnp.ones_like(weights, dtype=bool), whole(weights.shape))
+        mask = jnp.ones_like(weights, dtype=bool)
+        return cls(weights, mask, whole(weights.shape), name)

@@ -18,42 +18,58 @@ $1 + \lfloor 32 / D \rfloor$ digits keep the whole below $2^{64}$.
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gradprune_jax._mask_update.pooling import LocalBlocks
 from gradprune_jax._top_k import Count, key_dtype
+
+LARGEST_UNIT = 2**31 - 1
+SumUnits = Callable[[Callable[[jax.Array], jax.Array]], jax.Array]
 
 
 def mean_keys(
-    keys: Callable[[], jax.Array],
-    top: jax.Array,
-    blocks: LocalBlocks,
-    dtype: Any,
+    sum_units: SumUnits, most: int, sizes: jax.Array, top: jax.Array, dtype: Any
 ) -> jax.Array:
-    """The mean of every block of finite weights, rounded down, as the bits of a float.
+    """The mean of every unit of finite weights, rounded down, as the bits of a float.
 
     Args:
-      keys: makes the bits of |w|, anew for each pass over the leaf.
-      top: the bits of the largest finite magnitude, to broadcast over weights.
-      blocks: the blocks.
+      sum_units: sums a function of the bits of |w| over the weights of every unit; it
+        is called for each digit.
+      most: c, how many weights a unit has at most.
+      sizes: how many each has, uint32 that broadcast with the sums.
+      top: the bits of the largest finite magnitude, to broadcast with weights and with
+        units.
       dtype: the floating dtype of the bits.
 
     Returns:
-      Unsigned integers of the blocks' shape.
+      Unsigned integers of the units' shape.
     """
     top_exponent = _exponent(top, dtype)
-    bits = 32 - math.prod(blocks.whole_block).bit_length()
+    if most > LARGEST_UNIT:
+        raise ValueError(
+            f"a block or channel has {most:,} weights; at most {LARGEST_UNIT:,} can be "
+            "pooled."
+        )
+    bits = 32 - most.bit_length()
     digits = 1 + 32 // bits
     total = Count(jnp.uint32(0), jnp.uint32(0))
     for digit in range(digits):
-        part = blocks.sum(_digit(keys(), top_exponent, dtype, digit, digits, bits))
+        part = sum_units(
+            functools.partial(
+                _digit,
+                top_exponent=top_exponent,
+                dtype=dtype,
+                digit=digit,
+                digits=digits,
+                bits=bits,
+            )
+        )
         total = total + _shifted(part, digit * bits)
-    quotient, exponent = leading_quotient(total, blocks.sizes())
+    quotient, exponent = leading_quotient(total, sizes)
     exponent = top_exponent + exponent - (digits * bits - 1)
     return jnp.where(
         (total.high | total.low) == 0, 0, _float_bits(quotient, exponent, dtype)

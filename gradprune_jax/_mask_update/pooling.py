@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +19,6 @@ from gradprune_jax._top_k import (
     split_axis,
 )
 
-LARGEST_BLOCK = 2**31 - 1
-
 
 class LocalBlocks:
     """The blocks of a leaf's local piece, and how to reduce each to one number."""
@@ -32,11 +28,6 @@ class LocalBlocks:
         spans = [
             length >= size for length, size in zip(block, shard.shape, strict=True)
         ]
-        if math.prod(block) > LARGEST_BLOCK:
-            raise ValueError(
-                f"a block has {math.prod(block)} weights; at most {LARGEST_BLOCK} can "
-                "be pooled."
-            )
         self.whole_block = block
         self.whole_shape = shard.shape
         self.block = tuple(

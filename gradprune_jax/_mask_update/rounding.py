@@ -68,6 +68,42 @@ def ceiling_count(sizes: Sequence[int], fraction: Any) -> Count:
     return select(fraction >= 1, every, least)
 
 
+def to_multiples(
+    kept: Count, sizes: Sequence[int], multiple: int, least: Count | None = None
+) -> Count:
+    """Counts rounded to the nearest multiple, up from the middle.
+
+    At least one multiple is kept, unless nothing is, and at most what there is. Nothing
+    is rounded where all is kept, or where there is less than one multiple.
+
+    Args:
+      kept: the counts, below 2^32.
+      sizes: how many there are of each.
+      multiple: of what number.
+      least: what is to be kept in any case; None for nothing.
+
+    Returns:
+      The counts.
+
+    Examples:
+      >>> print(to_multiples(Count.of([9, 12, 3, 15]), [16, 16, 5, 15], 8).integers())
+      [ 8 16  5 15]
+    """
+    if multiple == 1:
+        return kept
+    xp = array_namespace(kept.low)
+    every = np.array(sizes, np.uint32)
+    most = every // np.uint32(multiple) * np.uint32(multiple)
+    rounded = (kept.low + np.uint32(multiple // 2)) // multiple * multiple
+    rounded = xp.clip(rounded, np.uint32(multiple), most)
+    if least is not None:
+        too_few = rounded < least.low
+        rounded = xp.where(too_few, xp.minimum(rounded + multiple, every), rounded)
+    is_whole = (kept.low >= every) | (every < multiple)
+    rounded = xp.where(is_whole, every, rounded)
+    return Count.of_uint32(xp.where(kept.low == 0, kept.low, rounded))
+
+
 def float32_parts(numbers: Any) -> tuple[Any, Any]:
     """Integers m < 2^24 and e >= 1 of non-negative floats m 2^(e - 150): uint32."""
     xp = array_namespace(numbers)

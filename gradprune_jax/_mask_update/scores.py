@@ -10,7 +10,8 @@ every pruned one, also where its score is zero.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._mask_update.blocks import BlockedLeaf
-from gradprune_jax._mask_update.means import mean_keys
+from gradprune_jax._mask_update.means import SumUnits, mean_keys
 from gradprune_jax._mask_update.pooling import LocalBlocks
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import Block, Channel, Pool, Shape
@@ -76,13 +77,20 @@ def _units_of_leaf(rule: Rule, leaf: BlockedLeaf, dtype: Any) -> Units:
     for axis, shard in leaf.gathered:  # to `shard_map` what was gathered still varies
         if shard.axis_names[axis]:
             keys = jax.lax.pmax(keys, shard.axis_names[axis])
+    return units_of_keys(keys, dtype, leaf.shard.of_units(leaf.block), slice_axes)
+
+
+def units_of_keys(
+    keys: jax.Array, dtype: Any, shard: Shard, slice_axes: tuple[int, ...] = ()
+) -> Units:
+    """Units whose keys were made once for all passes."""
     return Units(
         (keys,),
         first=None,
         make_keys=_made_before,
         dtype=dtype,
         slice_axes=slice_axes,
-        shard=leaf.shard.of_units(leaf.block),
+        shard=shard,
     )
 
 
@@ -123,16 +131,51 @@ def _pooled_keys(
     highest = blocks.maximum(keys())
     if pool == "max":
         return highest
-    largest = _magnitudes(highest)
+    return mean_score_keys(
+        highest,
+        highest > 0,
+        lambda numbers_of: blocks.sum(numbers_of(magnitudes(keys()))),
+        math.prod(block),
+        blocks.sizes(),
+        lambda finite: _over_slices(finite, stack_axis, shard.of_units(block)),
+        dtype,
+    )
+
+
+def mean_score_keys(
+    highest: jax.Array,
+    live: jax.Array,
+    sum_units: SumUnits,
+    most: int,
+    sizes: jax.Array,
+    over_all: Callable[[jax.Array], jax.Array],
+    dtype: Any,
+) -> jax.Array:
+    """The keys of units that are scored by the mean magnitude of their weights.
+
+    Args:
+      highest: the highest key among the weights of each unit.
+      live: where a unit is not pruned yet, bool.
+      sum_units: sums a function of magnitudes over the weights of each unit.
+      most: how many weights a unit has at most.
+      sizes: how many each has, uint32 that broadcast with the units.
+      over_all: the largest of numbers of the units, to broadcast with them and with
+        weights.
+      dtype: the floating dtype of the scores.
+
+    Returns:
+      Unsigned integers of the units' shape: 0 for a pruned unit, the bits of its score
+      plus 1 for a live one.
+    """
+    largest = magnitudes(highest)
     infinity = np.asarray(largest_key(dtype) - 1, largest.dtype)
-    finite = jnp.where(largest < infinity, largest, 0)
-    top = _over_slices(finite, stack_axis, shard.of_units(block))
-    means = mean_keys(lambda: _magnitudes(keys()), top, blocks, dtype)
+    top = over_all(jnp.where(largest < infinity, largest, 0))
+    means = mean_keys(sum_units, most, sizes, top, dtype)
     scores = jnp.where(largest < infinity, means, largest)
-    return jnp.where(highest > 0, scores + 1, 0)
+    return jnp.where(live, scores + 1, 0)
 
 
-def _magnitudes(keys: jax.Array) -> jax.Array:
+def magnitudes(keys: jax.Array) -> jax.Array:
     """The bits of |w| from the keys that rank weights, 0 for pruned ones."""
     return jnp.maximum(keys, 1) - 1
 

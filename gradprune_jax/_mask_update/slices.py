@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from gradprune_jax._geometry import block_shape, output_axis, slice_shape, unit_shape
+from gradprune_jax._program import ChannelGroup
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import Shape, counted
 
@@ -56,3 +58,8 @@ def slices_of_leaf(rule: Rule, shape: Shape) -> list[Slice]:
         unit_inputs=math.prod(block) // block[axis],
     )
     return [one] * layers
+
+
+def slices_of_groups(groups: Sequence[ChannelGroup]) -> list[Slice]:
+    """A slice for each group of coupled channels, whose units are ranked together."""
+    return [Slice(group.size, (group.size,)) for group in groups]

@@ -18,13 +18,15 @@ from gradprune_jax._checks import is_traced
 from gradprune_jax._geometry import output_axis
 from gradprune_jax._mask_update.allocation import allocate
 from gradprune_jax._mask_update.blocks import BlockedLeaf
+from gradprune_jax._mask_update.coupled import groups_of_leaves, select_coupled
+from gradprune_jax._mask_update.floors import protect
 from gradprune_jax._mask_update.leaf import PrunedLeaf
 from gradprune_jax._mask_update.nm import select_in_groups
 from gradprune_jax._mask_update.scores import units_of_leaves
-from gradprune_jax._mask_update.slices import slices_of_leaf
+from gradprune_jax._mask_update.slices import slices_of_groups, slices_of_leaf
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import progress
-from gradprune_jax._structures import NM
+from gradprune_jax._structures import NM, CoupledChannels
 from gradprune_jax._top_k import Count, Units, array_namespace, top_k
 
 
@@ -52,6 +54,9 @@ def update_masks(
       Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
       2017, section 3.
     """
+    if isinstance(rule.structure, CoupledChannels):
+        stays = _select_coupled(rule, rule.structure, step, leaves)
+        return [leaf.mask & own for leaf, own in zip(leaves, stays, strict=True)]
     blocked = [BlockedLeaf.of(rule, leaf) for leaf in leaves]
     if isinstance(rule.structure, NM):
         selected = select_in_groups(rule, rule.structure, step, blocked)
@@ -72,13 +77,13 @@ def _select_units(
     ]
     schedule: Any = rule.schedule
     done = progress(schedule, step) if rule.allocation == "erk" else None
-    budget = allocate(rule, slices, *map(_on_host, (schedule.sparsity(step), done)))
+    budget = allocate(rule, slices, schedule.sparsity(step), done)
     units = units_of_leaves(rule, leaves)
     if budget.of_channels is not None:
         first = _first_of_channels(rule, units, budget.of_channels)
-        units = _protect(units, first)
+        units = protect(units, first)
     if budget.of_slices is not None:
-        units = _protect(units, top_k(units, budget.of_slices))
+        units = protect(units, top_k(units, budget.of_slices))
     selected = top_k(units, budget.kept, together=budget.together)
     return [
         leaf.expand(kept_units)
@@ -86,17 +91,18 @@ def _select_units(
     ]
 
 
-def _on_host(number: Any) -> Any:
-    """A number that is known, for arithmetic that compiles nothing."""
-    return number if number is None or is_traced(number) else np.asarray(number)
-
-
-def _protect(units: Sequence[Units], first: Sequence[jax.Array]) -> list[Units]:
-    """The units, of which some are to be kept before all others."""
-    return [
-        dataclasses.replace(leaf, first=own)
-        for leaf, own in zip(units, first, strict=True)
-    ]
+def _select_coupled(
+    rule: Rule,
+    structure: CoupledChannels,
+    step: jax.Array,
+    leaves: Sequence[PrunedLeaf],
+) -> list[jax.Array]:
+    """Marks the weights of the highest units of every group of coupled channels."""
+    groups = groups_of_leaves(structure, leaves)
+    schedule: Any = rule.schedule
+    slices = slices_of_groups([group for group, _ in groups])
+    budget = allocate(rule, slices, schedule.sparsity(step), None)
+    return select_coupled(structure, [own for _, own in groups], budget, leaves)
 
 
 def _first_of_channels(

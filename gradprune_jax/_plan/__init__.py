@@ -6,5 +6,6 @@ row (`folding`). `advice` says what looks as if another axis were meant.
 """
 
 from gradprune_jax._plan.dry_run import plan as plan
+from gradprune_jax._plan.leaf import GroupPlan as GroupPlan
 from gradprune_jax._plan.leaf import LeafPlan as LeafPlan
 from gradprune_jax._plan.table import Plan as Plan

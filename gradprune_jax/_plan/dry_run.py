@@ -18,7 +18,8 @@ from gradprune_jax._mask_update import (
     kept_in_the_end,
     slices_of_leaf,
 )
-from gradprune_jax._plan.leaf import LeafPlan
+from gradprune_jax._plan.coupled import plan_groups
+from gradprune_jax._plan.leaf import GroupPlan, LeafPlan
 from gradprune_jax._plan.table import Plan
 from gradprune_jax._rules import (
     Allocation,
@@ -30,7 +31,13 @@ from gradprune_jax._rules import (
     unmatched_matrices,
 )
 from gradprune_jax._schedules import SparsitySchedule, extremes, is_concrete
-from gradprune_jax._structures import NM, Structure, Unstructured, counted
+from gradprune_jax._structures import (
+    NM,
+    CoupledChannels,
+    Structure,
+    Unstructured,
+    counted,
+)
 
 
 def plan(
@@ -103,10 +110,18 @@ def plan(
     leaves = [_dense(leaf, leaf.name in missed) for leaf in named]
     assigned = assign(rules, named)
     totals: list[tuple[int | None, int | None]] = []
+    groups: list[GroupPlan] = []
     for position, rule in enumerate(rules):
         own = [i for i, owner in enumerate(assigned) if owner == position]
         of_rule = [leaves[i] for i in own]
-        planned, units, weights = _plan_rule(position, rule, of_rule)
+        if rule.schedule and isinstance(rule.structure, CoupledChannels):
+            planned, found, total = plan_groups(position, rule, rule.structure, of_rule)
+            groups += found
+            kept = [leaf.kept for leaf in planned if leaf.kept is not None]
+            weights = sum(kept) if len(kept) == len(planned) else None
+            units: int | None = total
+        else:
+            planned, units, weights = _plan_rule(position, rule, of_rule)
         totals.append((units, weights))
         for i, leaf in zip(own, planned, strict=True):
             leaves[i] = leaf
@@ -120,6 +135,7 @@ def plan(
             for rule in rules
         ),
         mask_bytes=sum(leaf.size for leaf in leaves if leaf.rule is not None),
+        groups=tuple(groups),
     )
 
 

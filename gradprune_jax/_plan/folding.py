@@ -6,17 +6,22 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from gradprune_jax._plan.leaf import LeafPlan
+from gradprune_jax._plan.leaf import GroupPlan, LeafPlan
+
+Planned = TypeVar("Planned", LeafPlan, GroupPlan)
 
 # A number that ends a key: `layers/0`, `layers_0`, `layers.0`; not one in a word, nor
 # one that begins with 0 and could not be written back.
 _NUMBER = re.compile(r"(?<!\d)(0|[1-9]\d*)(?=[/.]|$)")
 
 
-class Row(NamedTuple):
-    """A row of the table: a leaf, or several that differ in a number of their paths.
+@dataclasses.dataclass(frozen=True)
+class Row(Generic[Planned]):
+    """A row of a table: a leaf, or several that differ in a number of their paths.
+
+    The same for groups of coupled channels.
 
     Attributes:
       path: the path, with all numbers in braces.
@@ -25,7 +30,7 @@ class Row(NamedTuple):
     """
 
     path: str
-    leaf: LeafPlan
+    leaf: Planned
     times: int
 
 
@@ -34,10 +39,10 @@ class _Alike(NamedTuple):
 
     before: str
     after: str
-    leaf: LeafPlan
+    leaf: Any
 
 
-def fold(leaves: Sequence[LeafPlan]) -> list[Row]:
+def fold(leaves: Sequence[Planned]) -> list[Row[Planned]]:
     """The rows of leaves, alike ones together, in the order of the first of each.
 
     Leaves are alike when they have everything but their paths in common, and the paths
@@ -63,12 +68,12 @@ def fold(leaves: Sequence[LeafPlan]) -> list[Row]:
     return rows
 
 
-def unfolded(leaves: Sequence[LeafPlan]) -> list[Row]:
+def unfolded(leaves: Sequence[Planned]) -> list[Row[Planned]]:
     """A row for each leaf."""
     return [Row(leaf.path, leaf, times=1) for leaf in leaves]
 
 
-def _readings(leaf: LeafPlan) -> Iterator[tuple[_Alike, int]]:
+def _readings(leaf: Any) -> Iterator[tuple[_Alike, int]]:
     """Every number of a leaf's path, and what is left without it."""
     rest = dataclasses.replace(leaf, path="")
     for match in _NUMBER.finditer(leaf.path):

@@ -41,3 +41,20 @@ class LeafPlan:
     kept_units: int | None
     kept: int | None
     is_missed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPlan:
+    """What is planned for one group of coupled channels.
+
+    Attributes:
+      rule: the position of its rule.
+      path: its name, as in `channel_groups`: the path and axis of its first member.
+      units: how many channels it has.
+      kept_units: how many it keeps in the end; None under global allocation.
+    """
+
+    rule: int
+    path: str
+    units: int
+    kept_units: int | None

@@ -6,7 +6,7 @@ import dataclasses
 
 from gradprune_jax._plan import folding
 from gradprune_jax._plan.advice import advice
-from gradprune_jax._plan.leaf import LeafPlan
+from gradprune_jax._plan.leaf import GroupPlan, LeafPlan
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import Channel
 from gradprune_jax._tables import by, share, some_of, text_table
@@ -25,6 +25,7 @@ class Plan:
         and where units are of several sizes.
       update_steps: for each rule, the steps that recompute its masks.
       mask_bytes: the bytes that masks add to the optimizer's state: one a weight.
+      groups: the groups of coupled channels that rules prune.
     """
 
     leaves: tuple[LeafPlan, ...]
@@ -33,6 +34,7 @@ class Plan:
     kept: tuple[int | None, ...]
     update_steps: tuple[tuple[int, ...], ...]
     mask_bytes: int
+    groups: tuple[GroupPlan, ...] = ()
 
     @property
     def pruned(self) -> tuple[LeafPlan, ...]:
@@ -75,7 +77,9 @@ class Plan:
         header = ("path", "shape", "dtype", "rule", "structure", "sparsity", "kept")
         shown = folding.fold(self.leaves) if fold else folding.unfolded(self.leaves)
         lines = [text_table(header, list(map(_cells, shown)))]
-        lines += [self._describe(position) for position in range(len(self.rules))]
+        for position in range(len(self.rules)):
+            lines.append(self._describe(position))
+            lines += self._groups(position, fold)
         lines.append(self._total())
         lines += [
             f"check rule {position}: {sentence}"
@@ -97,7 +101,11 @@ class Plan:
                 "is matched by a rule before it"
             )
         kept, of, what = self.kept[position], sum(leaf.size for leaf in own), "weights"
-        if kept is None:
+        groups = self._groups_of_rule(position)
+        if groups:
+            kept, of = self.kept_units[position], sum(group.units for group in groups)
+            what = "coupled channels"
+        elif kept is None:
             kept, of = self.kept_units[position], sum(leaf.units for leaf in own)
             what = "channels" if isinstance(rule.structure, Channel) else "blocks"
         times = "once, at step" if len(steps) == 1 else f"{len(steps)} times, steps"
@@ -107,6 +115,19 @@ class Plan:
             f"{what}\n  updates masks {times} {window}"
         )
 
+    def _groups(self, position: int, fold: bool) -> list[str]:
+        """A table of the groups of coupled channels that a rule prunes."""
+        groups = self._groups_of_rule(position)
+        if not groups:
+            return []
+        rows = folding.fold(groups) if fold else folding.unfolded(groups)
+        cells = [(row.path, *_cells_of_group(row)) for row in rows]
+        table = text_table(("channels of", "before", "kept"), cells)
+        return [f"    {line}" for line in table.splitlines()]
+
+    def _groups_of_rule(self, position: int) -> list[GroupPlan]:
+        return [group for group in self.groups if group.rule == position]
+
     def _total(self) -> str:
         """The line on all weights, and what masks take."""
         total = sum(leaf.size for leaf in self.dense)
@@ -115,9 +136,13 @@ class Plan:
             units = self.kept_units[position]
             if kept is not None:
                 total += kept
-            elif units is not None:  # blocks of several sizes
+            elif units is not None:  # blocks of several sizes, or groups of any
                 about = "about "
                 own = self._of_rule(position)
+                if self._groups_of_rule(position):
+                    left = [leaf.size * (1 - leaf.final_sparsity) for leaf in own]
+                    total += round(sum(left))
+                    continue
                 part = units / max(sum(leaf.units for leaf in own), 1)
                 total += round(part * sum(leaf.size for leaf in own))
         weights = sum(leaf.size for leaf in self.leaves)
@@ -154,12 +179,21 @@ def _options(rule: Rule) -> str:
     return ", ".join(options)
 
 
-def _size(row: folding.Row) -> int:
+def _size(row: folding.Row[LeafPlan]) -> int:
     """The weights of all leaves of a row."""
     return row.times * row.leaf.size
 
 
-def _cells(row: folding.Row) -> tuple[str, ...]:
+def _cells_of_group(row: folding.Row[GroupPlan]) -> tuple[str, str]:
+    """The cells of a group of coupled channels, after its name."""
+    times = f"{row.times:,} x " if row.times > 1 else ""
+    group = row.leaf
+    if group.kept_units is None:
+        return f"{times}{group.units:,}", "by global rank"
+    return f"{times}{group.units:,}", f"{times}{group.kept_units:,}"
+
+
+def _cells(row: folding.Row[LeafPlan]) -> tuple[str, ...]:
     """The cells of a row in the printed table."""
     leaf = row.leaf
     times = f"{row.times:,} x " if row.times > 1 else ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.tracing import Trace
-from gradprune_jax._tables import text_table
+from gradprune_jax._tables import some_of, text_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +19,21 @@ class ChannelGroup:
 
     Attributes:
       name: the first member, as path and axis.
-      size: how many there are.
+      size: how many there are: its units.
       members: the parameters that have the dimension, as path and axis.
       fixed: why none of them can be cut; empty if they can.
-      indices: for each member, for each unit of the group, its indices along that axis:
-        several where it is that of several gates. Empty if fixed.
+      shapes: the shape of each member.
+      indices: for each member, which of its indices each unit has: sequences with one
+        index a unit, -1 where it has fewer. There are several sequences where a unit
+        has an index in each of several gates. Empty if fixed.
     """
 
     name: str
     size: int
     members: tuple[tuple[str, int], ...]
     fixed: str
-    indices: tuple[tuple[tuple[int, ...], ...], ...] = dataclasses.field(repr=False)
+    shapes: tuple[tuple[int, ...], ...] = dataclasses.field(repr=False)
+    indices: tuple[tuple[Sequence[int], ...], ...] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,48 @@ class ChannelGroups:
 
     groups: tuple[ChannelGroup, ...]
     unknown: tuple[tuple[str, str], ...]
+
+    @property
+    def free(self) -> tuple[ChannelGroup, ...]:
+        """The groups that can be cut."""
+        return tuple(group for group in self.groups if not group.fixed)
+
+    def select(self, where: str | Callable[[ChannelGroup], bool]) -> ChannelGroups:
+        r"""Only some of the groups, to prune no others.
+
+        Args:
+          where: a regular expression that matches the whole name of a group, or a
+            callable `(group) -> bool`.
+
+        Returns:
+          The groups that match.
+
+        Raises:
+          ValueError: if none does, or `where` is no regular expression.
+
+        Examples:
+          >>> import jax.numpy as jnp, gradprune_jax as gp
+          >>> def fn(params, x):
+          ...     return jnp.maximum(x @ params["w1"], 0) @ params["w2"]
+          >>> params = {"w1": jnp.ones((2, 3)), "w2": jnp.ones((3, 5))}
+          >>> groups = gp.channel_groups(fn, params, jnp.ones((1, 2)))
+          >>> [group.name for group in groups.select(r"w1\[.*").groups]
+          ['w1[0]', 'w1[1]']
+        """
+        if isinstance(where, str):
+            try:
+                pattern = re.compile(where)
+            except re.error as error:
+                raise ValueError(
+                    f"where is {where!r}, which is no regular expression: {error}."
+                ) from None
+            found = [group for group in self.groups if pattern.fullmatch(group.name)]
+        else:
+            found = [group for group in self.groups if where(group)]
+        if not found:
+            names = some_of([group.name for group in self.groups])
+            raise ValueError(f"where is {where!r}, which matches none of: {names}.")
+        return dataclasses.replace(self, groups=tuple(found))
 
     def __str__(self) -> str:
         rows = [
@@ -58,7 +104,7 @@ class ChannelGroups:
 
 
 def groups_of(
-    analysis: Analysis, traced: Trace, paths: Sequence[str]
+    analysis: Analysis, traced: Trace, names: Sequence[str]
 ) -> list[tuple[ChannelGroup, list[int]]]:
     """The groups of an analysed function, each with its units.
 
@@ -79,20 +125,41 @@ def groups_of(
         alike[tuple(sorted(where)), bool(analysis.units.fixed[unit])].append(unit)
     groups = []
     for (where, is_fixed), alone in sorted(alike.items()):
-        members = tuple((paths[number], axis) for number, axis in where)
+        members = tuple((names[number], axis) for number, axis in where)
         indices = tuple(
-            tuple(tuple(places[unit][member]) for unit in alone) for member in where
+            _sequences([places[unit][member] for unit in alone]) for member in where
         )
+        inputs = traced.program.inputs
         path, axis = members[0]
         group = ChannelGroup(
             name=f"{path}[{axis}]",
             size=len(alone),
             members=members,
             fixed=analysis.reason(alone[0]) or "?" if is_fixed else "",
+            shapes=tuple(tuple(analysis.shape(inputs[number])) for number, _ in where),
             indices=() if is_fixed else indices,
         )
         groups.append((group, alone))
     return _with_different_names(groups)
+
+
+def _sequences(of_units: Sequence[Sequence[int]]) -> tuple[Sequence[int], ...]:
+    """The indices of units as one sequence for each unit's first, second, ... index.
+
+    Most are ranges, which take no memory for each index.
+    """
+    most = max(map(len, of_units))
+    table = [[*own, *[-1] * (most - len(own))] for own in of_units]
+    return tuple(map(_as_range, zip(*table, strict=True)))
+
+
+def _as_range(indices: Sequence[int]) -> Sequence[int]:
+    """The same numbers as a range, if they are evenly spaced."""
+    step = indices[1] - indices[0] if len(indices) > 1 else 1
+    if step == 0:
+        return indices
+    even = range(indices[0], indices[0] + step * len(indices), step)
+    return even if tuple(even) == indices else indices
 
 
 def _with_different_names(

@@ -19,7 +19,7 @@ from gradprune_jax._program.rules import RULES, UNKNOWN
 from gradprune_jax._program.tracing import Program, Trace, trace
 from gradprune_jax._program.walks import find_axes, find_zeros, run
 from gradprune_jax._tables import text_table
-from gradprune_jax._tree import join, named_leaves
+from gradprune_jax._tree import named_leaves
 
 
 def analyse(traced: Trace) -> Analysis:
@@ -95,8 +95,7 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Channel
     """
     traced = trace(fn, params, inputs)
     analysis = analyse(traced)
-    paths = [join(leaf.path) for leaf in named_leaves(params)]
-    groups = groups_of(analysis, traced, paths)
+    groups = groups_of(analysis, traced, _names(params))
     found = tuple(group for group, _ in groups)
     return ChannelGroups(found, tuple(analysis.unknown.items()))
 
@@ -142,7 +141,7 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
     for leaf in leaves:
         if is_traced(leaf.value):
             raise ValueError(
-                f"parameter {join(leaf.path)!r} is traced, so it is not known where it "
+                f"parameter {leaf.name!r} is traced, so it is not known where it "
                 "is zero; call shrink outside jit."
             )
     traced = trace(fn, params, inputs)
@@ -161,7 +160,7 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
     analysis.keep_one_of_each()
     cut = Cut(analysis)
     smaller = list(map(cut.array, program.inputs, values))
-    groups = groups_of(analysis, traced, [join(leaf.path) for leaf in leaves])
+    groups = groups_of(analysis, traced, _names(params))
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
         fn=_smaller_function(fn, params, traced, cut),
@@ -179,7 +178,7 @@ def _smaller_function(
 ) -> Callable[..., Any]:
     """The function of smaller parameters, traced anew for inputs of other shapes."""
     full = jax.tree.map(_as_type, params)
-    paths = [join(leaf.path) for leaf in named_leaves(params)]
+    names = _names(params)
     known = _known_variables(traced)
     stays = [[cut.stays(axis) for axis in cut.analysis.axes[x]] for x in known]
     shapes = [cut.shape(variable) for variable in known[: traced.params]]
@@ -190,23 +189,23 @@ def _smaller_function(
         if given != structure:
             raise ValueError(f"params is {given}; fn was shrunk with {structure}.")
         leaves = jax.tree.leaves(params)
-        for path, leaf, shape in zip(paths, leaves, shapes, strict=True):
+        for name, leaf, shape in zip(names, leaves, shapes, strict=True):
             if jnp.shape(leaf) != shape:
                 raise ValueError(
-                    f"parameter {path!r} has the shape {jnp.shape(leaf)}; after the "
+                    f"parameter {name!r} has the shape {jnp.shape(leaf)}; after the "
                     f"cut it has {shape}. Give the `params` of the same `Shrunk`."
                 )
         anew = trace(fn, full, jax.tree.map(_as_type, inputs))
         own = Cut(analyse(anew))
         for variable, per_axis in zip(_known_variables(anew), stays, strict=False):
             own.impose(variable, per_axis)
-        for path, variable, shape in zip(
-            paths, anew.program.inputs, shapes, strict=False
+        for name, variable, shape in zip(
+            names, anew.program.inputs, shapes, strict=False
         ):
             if own.shape(variable) != shape:
                 raise ValueError(
                     f"for inputs of these shapes fn can't do with {shape} of "
-                    f"{path!r}, as it could when it was shrunk; shrink it with such "
+                    f"{name!r}, as it could when it was shrunk; shrink it with such "
                     "inputs."
                 )
         outputs = run(anew.program, [*leaves, *jax.tree.leaves(inputs)], own)
@@ -226,6 +225,10 @@ def _known_variables(traced: Trace) -> list[int]:
 
     program = traced.program
     return [*program.inputs[: traced.params], *constants(program)]
+
+
+def _names(params: Any) -> list[str]:
+    return [leaf.name for leaf in named_leaves(params)]
 
 
 def _as_type(value: Any) -> jax.ShapeDtypeStruct:

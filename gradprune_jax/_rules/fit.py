@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from gradprune_jax._checks import is_traced
 from gradprune_jax._geometry import block_shape, leaf_block, output_axis, slice_shape
 from gradprune_jax._rules.rule import Rule
-from gradprune_jax._structures import NM, Block, Channel, Shape, Unstructured
+from gradprune_jax._structures import (
+    NM,
+    Block,
+    Channel,
+    CoupledChannels,
+    Shape,
+    Unstructured,
+)
 
 
 def check_prunable(name: str, dtype: Any, shape: Shape, rule: Rule) -> None:
@@ -27,6 +34,14 @@ def check_prunable(name: str, dtype: Any, shape: Shape, rule: Rule) -> None:
         structure does not fit it.
     """
     _check_dtype(name, dtype, rule)
+    if isinstance(rule.structure, CoupledChannels):
+        found = rule.structure.shapes[name]
+        if found != shape:
+            raise ValueError(
+                f"{name!r} has shape {shape}, and {found} where its channel groups "
+                "were found; call channel_groups with the parameters that are pruned."
+            )
+        return
     axis = rule.stack_axis
     if axis is not None and not -len(shape) <= axis < len(shape):
         raise ValueError(

@@ -10,7 +10,14 @@ from typing import Any
 from gradprune_jax._checks import as_number, is_traced
 from gradprune_jax._rules.rule import Rule, ScheduleOrRules, as_rules
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._structures import NM, Block, Channel, Structure, Unstructured
+from gradprune_jax._structures import (
+    NM,
+    Block,
+    Channel,
+    CoupledChannels,
+    Structure,
+    Unstructured,
+)
 
 _STRUCTURES: dict[str, type] = {
     structure.__name__: structure for structure in (Unstructured, NM, Block, Channel)
@@ -102,7 +109,7 @@ def _write_rule(position: int, rule: Rule) -> dict[str, Any]:
     return {
         "schedule": _write_schedule(position, rule.schedule),
         "where": where,
-        "structure": _write_structure(rule.structure),
+        "structure": _write_structure(position, rule.structure),
         "allocation": rule.allocation,
         "stack_axis": None if rule.stack_axis is None else int(rule.stack_axis),
         "min_density": _write_number(position, "min_density", rule.min_density),
@@ -129,9 +136,17 @@ def _write_schedule(
     }
 
 
-def _write_structure(structure: Structure | None) -> dict[str, Any] | None:
+def _write_structure(
+    position: int, structure: Structure | None
+) -> dict[str, Any] | None:
     if structure is None:
         return None
+    if isinstance(structure, CoupledChannels):
+        raise ValueError(
+            f"the structure of rule {position} is CoupledChannels, whose groups come "
+            "from a function, which JSON cannot hold; call channel_groups again where "
+            "the rules are read."
+        )
     return {"type": type(structure).__name__} | dataclasses.asdict(structure)
 
 

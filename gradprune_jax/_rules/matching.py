@@ -18,6 +18,7 @@ from gradprune_jax import _tree
 from gradprune_jax._rules.fit import check_prunable
 from gradprune_jax._rules.rule import Rule
 from gradprune_jax._rules.weights import WEIGHT_NAMES, is_matrix, is_weight
+from gradprune_jax._structures import CoupledChannels
 from gradprune_jax._tables import share, some_of
 
 # What a user's call of `init` passes through. `skip_file_prefixes` of Python 3.12 would
@@ -34,6 +35,11 @@ def selects(rule: Rule, leaf: _tree.Leaf) -> bool:
     if not _is_array(leaf.value):
         return False  # a Python number or a function is no parameter
     spec = jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype)
+    if isinstance(rule.structure, CoupledChannels):
+        if leaf.name not in rule.structure.shapes:
+            return False
+        if rule.where is None:
+            return True
     match rule.where:
         case None:
             return is_weight(leaf.path, spec)
@@ -81,6 +87,8 @@ def assign(
         None if winner is None or rules[winner].schedule is None else winner
         for winner in winners
     ]
+    if all_match:
+        _check_members(rules, leaves, assigned)
     for position, (leaf, winner) in enumerate(zip(leaves, assigned, strict=True)):
         if winner is not None:
             shape = np.shape(leaf.value) if shapes is None else shapes[position]
@@ -135,7 +143,12 @@ def warn_of_dense_weights(
       assigned: for each leaf the position of the rule that prunes it, as from
         `assign`.
     """
-    if not any(rule.where is None and rule.schedule is not None for rule in rules):
+    if not any(
+        rule.where is None
+        and rule.schedule is not None
+        and not isinstance(rule.structure, CoupledChannels)
+        for rule in rules
+    ):
         return
     missed = unmatched_matrices(rules, leaves)
     dense = sum(map(_size, missed))
@@ -157,6 +170,23 @@ def warn_of_dense_weights(
     )
 
 
+def _check_members(
+    rules: Sequence[Rule],
+    leaves: Sequence[_tree.Leaf],
+    assigned: Sequence[int | None],
+) -> None:
+    """Refuses a rule of coupled channels that takes some members of a group alone."""
+    for position, rule in enumerate(rules):
+        if isinstance(rule.structure, CoupledChannels):
+            rule.structure.groups_among(
+                {
+                    leaf.name
+                    for leaf, owner in zip(leaves, assigned, strict=True)
+                    if owner == position
+                }
+            )
+
+
 def _unmatched(position: int, rule: Rule, leaves: Sequence[_tree.Leaf]) -> str:
     """The error for a rule that matches no leaf, with the closest paths."""
     number = _in_place_of_array(rule, leaves)
@@ -167,6 +197,13 @@ def _unmatched(position: int, rule: Rule, leaves: Sequence[_tree.Leaf]) -> str:
             "list that holds them, an array: jnp.asarray(...)."
         )
     names = [leaf.name for leaf in leaves]
+    if isinstance(rule.structure, CoupledChannels):
+        return (
+            f"rule {position} ({rule}) matches no parameter. Its groups have "
+            f"{some_of(list(rule.structure.shapes))}, the parameters are "
+            f"{some_of(names)}. Call channel_groups(fn, params, *inputs) with the tree "
+            "of parameters that is pruned, and let fn close over all others."
+        )
     match rule.where:
         case None:
             wanted = "kernel"

@@ -20,7 +20,12 @@ from gradprune_jax._checks import (
 )
 from gradprune_jax._rules.weights import is_weight
 from gradprune_jax._schedules import SparsitySchedule
-from gradprune_jax._structures import NM, Structure, check_pattern
+from gradprune_jax._structures import (
+    NM,
+    CoupledChannels,
+    Structure,
+    check_pattern,
+)
 
 Where = str | Callable[[_tree.Path, jax.ShapeDtypeStruct], bool]
 Allocation = Literal["uniform", "global", "erk"]
@@ -34,15 +39,17 @@ class Rule:
       schedule: when and how sparse; None leaves the selected parameters dense.
       where: a regular expression that matches the whole path (keys joined by `/`), or
         a callable `(path, leaf) -> bool` that gets the keys as a tuple of strings
-        and the leaf's shape and dtype. None is `is_weight`.
+        and the leaf's shape and dtype. None is `is_weight`; with `CoupledChannels`, all
+        members of its groups, and it never selects others.
       structure: which weights are kept or dropped together: `Unstructured()`, which
-        None stands for, `NM`, `Block` or `Channel`.
+        None stands for, `NM`, `Block`, `Channel` or `CoupledChannels`.
       allocation: how sparse each leaf is. `"uniform"`: every leaf at the schedule's
         sparsity, as in the paper. `"global"`: one threshold over all leaves of the
         rule. `"erk"`: Erdos-Renyi-kernel densities, higher for small and for narrow
         leaves, with the schedule's final sparsity over all of them together; with a
         traced sparsity each leaf may keep one unit more or less than with the number.
-        N:M has a sparsity of its own, and is uniform always.
+        N:M has a sparsity of its own, and is uniform always; for coupled channels read
+        group in place of leaf, and there are no `"erk"` densities.
       stack_axis: the axis along which layers are stacked (`nn.scan`, `nnx.vmap`).
         Each layer is pruned as if it were a leaf by itself, with its own threshold
         unless the allocation is global. It applies to every leaf of the rule: write
@@ -98,6 +105,8 @@ class Rule:
                 f"allocation is {self.allocation!r} with {self.structure!r}, whose "
                 "groups all keep the same; N:M goes with allocation='uniform' alone."
             )
+        if isinstance(self.structure, CoupledChannels):
+            self._check_coupled()
         if self.schedule is not None:
             final = self.schedule.final_sparsity
             check_pattern("the schedule's final_sparsity", final, self.structure)
@@ -115,10 +124,32 @@ class Rule:
                 "along which axis min_per_channel counts, so give both or neither."
             )
 
+    def _check_coupled(self) -> None:
+        """Refuses fields that coupled channels have no meaning for."""
+        structure = "CoupledChannels"
+        if self.allocation == "erk":
+            raise ValueError(
+                f"allocation is 'erk' with {structure}, whose groups have no inputs "
+                "and outputs; it goes with 'uniform' and 'global'."
+            )
+        if self.stack_axis is not None:
+            raise ValueError(
+                f"stack_axis is {self.stack_axis} with {structure}; a channel of "
+                "stacked layers is dropped in all of them, and the groups know where "
+                "they lie. Leave stack_axis out."
+            )
+        if may_be_nonzero(self.min_per_channel):
+            raise ValueError(
+                f"min_per_channel is {self.min_per_channel!r} with {structure}, which "
+                "drops whole channels; leave it out, or set min_density under "
+                "allocation='global'."
+            )
+
     def __str__(self) -> str:
         match self.where:
             case None:
-                where = "is_weight"
+                coupled = isinstance(self.structure, CoupledChannels)
+                where = "members of the groups" if coupled else "is_weight"
             case str(pattern):
                 where = repr(pattern)
             case predicate:
@@ -200,5 +231,5 @@ def _check_structure(structure: Any) -> None:
     if structure is not None and not isinstance(structure, Structure):
         raise ValueError(
             f"structure is {structure!r}; it must be Unstructured(), NM(...), "
-            "Block(...), Channel(...), or None."
+            "Block(...), Channel(...), CoupledChannels(...), or None."
         )

@@ -57,7 +57,7 @@ class LeafUpdate(NamedTuple):
 
     def pruned(self) -> PrunedLeaf:
         """What a mask update needs of the leaf."""
-        return PrunedLeaf(self.weight, self.mask, self.shard)
+        return PrunedLeaf(self.weight, self.mask, self.shard, self.name)
 
     def new_update(self) -> Any:
         """Returns `update` where the weight is live, and `-weight` where it is pruned.

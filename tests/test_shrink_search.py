@@ -1,0 +1,108 @@
+"""Shrink against brute force: exactly what changes no output is cut."""
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gradprune_jax as gp
+from gradprune_jax._tree import named_leaves
+from tests.helpers import enable_x64
+from tests.networks import places_of
+
+
+def layer(kind, params, x):
+    """One layer of a random network, from four features to four."""
+    match kind:
+        case "dense":
+            return jnp.tanh(x @ params["w"] + params["b"])
+        case "residual":
+            return x + nn.gelu(x @ params["w"] + params["b"]) @ params["v"]
+        case "gate":
+            gate, value = jnp.split(x @ params["wide"], 2, -1)
+            return nn.sigmoid(gate) * value
+        case "concatenate":
+            return jnp.concatenate([x, nn.silu(x @ params["w"])], -1) @ params["tall"]
+        case "heads":
+            heads = (x @ params["w"]).reshape(*x.shape[:-1], 2, 2)
+            return jnp.einsum("...hd,hdo->...o", jnp.tanh(heads), params["heads"])
+        case "norm":
+            mean = x.mean(-1, keepdims=True)
+            # With (x - mean)^2 no index could go: it adds mean^2 where x is zero.
+            variance = (x**2).mean(-1, keepdims=True) - mean**2
+            deviation = jnp.sqrt(variance + 0.1)
+            return (x - mean) / deviation * params["b"] + params["c"]
+        case "scan":
+            return jax.lax.scan(
+                lambda x, w: (x + jnp.tanh(x @ w), None), x, params["stack"]
+            )[0]
+        case "max":
+            return x / (1 + jnp.max(jnp.abs(x), -1, keepdims=True)) @ params["w"]
+
+
+SHAPES = {
+    "w": (4, 4),
+    "v": (4, 4),
+    "b": (4,),
+    "c": (4,),
+    "wide": (4, 8),
+    "tall": (8, 4),
+    "heads": (2, 2, 4),
+    "stack": (3, 4, 4),
+}
+LAYERS = ["dense", "residual", "gate", "concatenate", "heads", "norm", "scan", "max"]
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(
+    st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4), st.integers(0, 10_000)
+)
+def test_exactly_what_changes_no_output_is_cut(kinds, seed):
+    """Against brute force: each unit of each group set to zero alone."""
+    rng = np.random.default_rng(seed)
+    params = {
+        f"{number}": {
+            name: rng.uniform(0.2, 1, shape) * rng.choice([-1, 1], shape)
+            for name, shape in SHAPES.items()
+        }
+        for number in range(len(kinds))
+    }
+    params["first"] = rng.uniform(0.2, 1, (3, 4))
+    params["last"] = rng.uniform(0.2, 1, (4, 2))
+
+    def fn(params, x):
+        x = x @ params["first"]
+        for number, kind in enumerate(kinds):
+            x = layer(kind, params[f"{number}"], x)
+        return x @ params["last"]
+
+    with enable_x64():
+        x = jnp.asarray(rng.normal(size=(5, 3)))
+        groups = gp.channel_groups(fn, params, x).groups
+        leaves = {"/".join(leaf.path): leaf.value for leaf in named_leaves(params)}
+        for group in groups:
+            # The first is left alive: nothing is said of sums that no output needs.
+            for place in range(1, 0 if group.fixed else group.size):
+                for member in places_of(group, place):
+                    if rng.random() < 0.45:
+                        leaves[member[0]][member[1:]] = 0
+        compiled = jax.jit(fn)
+        shrunk = gp.shrink(fn, params, x)
+        wanted = np.asarray(compiled(params, x))
+        found = np.asarray(shrunk.fn(shrunk.params, x))
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
+        for group in groups:
+            needed = 0
+            for place in range(0 if group.fixed else group.size):
+                changed = {path: leaf.copy() for path, leaf in leaves.items()}
+                for member in places_of(group, place):
+                    changed[member[0]][member[1:]] = 0
+                tree = jax.tree.unflatten(
+                    jax.tree.structure(params), list(changed.values())
+                )
+                change = np.abs(np.asarray(compiled(tree, x)) - wanted).max()
+                needed += change > 1e-12
+            least = group.size if group.fixed else max(needed, 1)
+            assert shrunk.sizes[group.name] == (group.size, least), group
