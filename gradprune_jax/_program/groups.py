@@ -6,11 +6,15 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import numpy as np
 
 from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.tracing import Trace
 from gradprune_jax._tables import some_of, text_table
+
+# A parameter by its position, and one of its axes.
+Place = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,56 +114,76 @@ def groups_of(
 
     Units that lie along the same axes of parameters are a group.
     """
-    places: dict[int, dict[tuple[int, int], list[int]]] = defaultdict(dict)
-    for number, variable in enumerate(traced.program.inputs[: traced.params]):
+    inputs = traced.program.inputs[: traced.params]
+    # A kind is a set of axes. Units begin as free or fixed, along none.
+    kind_of_unit = analysis.units.fixed.astype(int)
+    kinds: list[tuple[Place, ...]] = [(), ()]
+    is_fixed = [False, True]
+    lying: dict[Place, tuple[np.ndarray, np.ndarray]] = {}
+    for number, variable in enumerate(inputs):
         for axis, units in enumerate(analysis.axes[variable]):
             resolved = analysis.units.resolve(units, with_fixed=True)
             if resolved is None:
                 continue
-            for index, own in enumerate(resolved.tolist()):
-                for unit in own:
-                    if unit >= 0:
-                        places[unit].setdefault((number, axis), []).append(index)
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for unit, where in sorted(places.items()):
-        alike[tuple(sorted(where)), bool(analysis.units.fixed[unit])].append(unit)
+            place = (number, axis)
+            lying[place] = _units_and_indices(resolved)
+            here = np.unique(lying[place][0])
+            before, own = np.unique(kind_of_unit[here], return_inverse=True)
+            kind_of_unit[here] = len(kinds) + own
+            kinds += [(*kinds[old], place) for old in before]
+            is_fixed += [is_fixed[old] for old in before]
     groups = []
-    for (where, is_fixed), alone in sorted(alike.items()):
-        members = tuple((names[number], axis) for number, axis in where)
-        indices = tuple(
-            _sequences([places[unit][member] for unit in alone]) for member in where
-        )
-        inputs = traced.program.inputs
-        path, axis = members[0]
+    for places, kind in sorted((places, kind) for kind, places in enumerate(kinds)):
+        alone = np.flatnonzero(kind_of_unit == kind)
+        if not places or not alone.size:
+            continue
+        number, axis = places[0]
+        reason = analysis.reason(int(alone[0])) or "?" if is_fixed[kind] else ""
         group = ChannelGroup(
-            name=f"{path}[{axis}]",
+            name=f"{names[number]}[{axis}]",
             size=len(alone),
-            members=members,
-            fixed=analysis.reason(alone[0]) or "?" if is_fixed else "",
-            shapes=tuple(tuple(analysis.shape(inputs[number])) for number, _ in where),
-            indices=() if is_fixed else indices,
+            members=tuple((names[number], axis) for number, axis in places),
+            fixed=reason,
+            shapes=tuple(tuple(analysis.shape(inputs[n])) for n, _ in places),
+            indices=()
+            if reason
+            else tuple(_sequences(alone, *lying[place]) for place in places),
         )
-        groups.append((group, alone))
+        groups.append((group, alone.tolist()))
     return _with_different_names(groups)
 
 
-def _sequences(of_units: Sequence[Sequence[int]]) -> tuple[Sequence[int], ...]:
-    """The indices of units as one sequence for each unit's first, second, ... index.
+def _units_and_indices(resolved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each unit of an axis with each of its indices, in order: two vectors."""
+    index = np.repeat(np.arange(len(resolved)), resolved.shape[1])
+    pairs = np.stack([resolved.ravel(), index])[:, resolved.ravel() >= 0]
+    units, indices = np.unique(pairs, axis=1)
+    return units, indices
+
+
+def _sequences(
+    alone: np.ndarray, units: np.ndarray, indices: np.ndarray
+) -> tuple[Sequence[int], ...]:
+    """The first, the second, ... index of every unit, -1 where it has fewer.
 
     Most are ranges, which take no memory for each index.
     """
-    most = max(map(len, of_units))
-    table = [[*own, *[-1] * (most - len(own))] for own in of_units]
-    return tuple(map(_as_range, zip(*table, strict=True)))
+    is_own = np.isin(units, alone)
+    units, indices = np.searchsorted(alone, units[is_own]), indices[is_own]
+    first = np.searchsorted(units, np.arange(len(alone)))
+    nth = np.arange(len(units)) - first[units]
+    table = np.full((nth.max() + 1, len(alone)), -1)
+    table[nth, units] = indices
+    return tuple(map(_as_range, table.tolist()))
 
 
-def _as_range(indices: Sequence[int]) -> Sequence[int]:
-    """The same numbers as a range, if they are evenly spaced."""
+def _as_range(indices: list[int]) -> Sequence[int]:
+    """The same numbers as a range if they are evenly spaced, else as a tuple."""
     step = indices[1] - indices[0] if len(indices) > 1 else 1
     if step == 0:
-        return indices
+        return tuple(indices)
     even = range(indices[0], indices[0] + step * len(indices), step)
-    return even if tuple(even) == indices else indices
+    return even if list(even) == indices else tuple(indices)
 
 
 def _with_different_names(
