@@ -22,6 +22,7 @@ from gradprune_jax._program import ChannelGroups as ChannelGroups
 from gradprune_jax._program import Shrunk as Shrunk
 from gradprune_jax._program import channel_groups as channel_groups
 from gradprune_jax._program import shrink as shrink
+from gradprune_jax._program import shrink_opt_state as shrink_opt_state
 from gradprune_jax._prune import prune as prune
 from gradprune_jax._rules import Rule as Rule
 from gradprune_jax._rules import is_weight as is_weight

@@ -4,7 +4,8 @@
 walk finds which indices of which axes belong together (`units`), by the rules of
 primitives (`rules/`). The second finds what is zero, and which units the sums can do
 without (`analysis`). The third runs the same steps on smaller arrays (`cut`). `groups`
-says what was found in words of parameters.
+says what was found in words of parameters, and `optimizer` cuts the state of an
+optimizer like them.
 
 Glossary:
 
@@ -17,6 +18,7 @@ Glossary:
 
 from gradprune_jax._program.groups import ChannelGroup as ChannelGroup
 from gradprune_jax._program.groups import ChannelGroups as ChannelGroups
+from gradprune_jax._program.optimizer import shrink_opt_state as shrink_opt_state
 from gradprune_jax._program.shrink import Shrunk as Shrunk
 from gradprune_jax._program.shrink import channel_groups as channel_groups
 from gradprune_jax._program.shrink import shrink as shrink

@@ -25,6 +25,11 @@ class Cut:
         stays = ~self.analysis.is_cut(axis)
         return None if stays.all() else stays
 
+    def indices(self, axis: Axis) -> np.ndarray | None:
+        """The indices of an axis that stay; None for all."""
+        stays = self.stays(axis)
+        return None if stays is None else np.flatnonzero(stays)
+
     def size(self, axis: Axis, size: Any) -> Any:
         """How many indices of an axis stay."""
         stays = self.stays(axis)
@@ -38,9 +43,9 @@ class Cut:
     def array(self, variable: int, value: Any) -> Any:
         """The value of a variable without what is cut."""
         for axis, units in enumerate(self.analysis.axes[variable]):
-            stays = self.stays(units)
-            if stays is not None:
-                value = jnp.take(value, np.flatnonzero(stays), axis=axis)
+            indices = self.indices(units)
+            if indices is not None:
+                value = jnp.take(value, indices, axis=axis)
         return value
 
     def impose(self, variable: int, stays: Sequence[np.ndarray | None]) -> None:

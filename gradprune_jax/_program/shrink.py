@@ -18,8 +18,8 @@ from gradprune_jax._program.groups import ChannelGroups, groups_of
 from gradprune_jax._program.rules import RULES, UNKNOWN
 from gradprune_jax._program.tracing import Program, Trace, trace
 from gradprune_jax._program.walks import find_axes, find_zeros, run
-from gradprune_jax._tables import text_table
-from gradprune_jax._tree import named_leaves
+from gradprune_jax._tables import by, some_of, text_table
+from gradprune_jax._tree import Leaf, named_leaves
 
 
 def analyse(traced: Trace) -> Analysis:
@@ -52,6 +52,8 @@ class Shrunk:
       sizes: the old and the new size of every group of `channel_groups`, by its name.
       fixed: why the dimensions that could not be cut are fixed, by their names.
       unknown: primitives that have no rule, and where each was met first.
+      shapes: the shape that each parameter had before, by its name.
+      indices: the indices that stayed along each of its axes; None where all did.
     """
 
     params: Any
@@ -59,6 +61,54 @@ class Shrunk:
     sizes: dict[str, tuple[int, int]]
     fixed: dict[str, str]
     unknown: dict[str, str]
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
+    indices: dict[str, tuple[np.ndarray | None, ...]] = dataclasses.field(repr=False)
+
+    def cut(self, tree: Any) -> Any:
+        """Cuts another tree like the parameters: a moving average, moments, masks.
+
+        Args:
+          tree: a tree with the paths of the original parameters, plain or boxed. Leaves
+            of it may be missing, as `optax.masked` leaves them out, and leaves of one
+            element, which stand for no array, are returned as they are.
+
+        Returns:
+          The tree, each leaf without the indices that its parameter lost.
+
+        Raises:
+          ValueError: if a leaf has no parameter of its path, or another shape.
+
+        Examples:
+          >>> import jax.numpy as jnp, gradprune_jax as gp
+          >>> def fn(params, x):
+          ...     return jnp.maximum(x @ params["w1"], 0) @ params["w2"]
+          >>> w1 = jnp.ones((2, 3)).at[:, 1].set(0)
+          >>> params = {"w1": w1, "w2": jnp.ones((3, 1))}
+          >>> shrunk = gp.shrink(fn, params, jnp.ones((1, 2)))
+          >>> average = params | {"w1": jnp.arange(6.0).reshape(2, 3)}
+          >>> print(shrunk.cut(average)["w1"])
+          [[0. 2.]
+           [3. 5.]]
+        """
+        found = [self._cut_leaf(leaf) for leaf in named_leaves(tree)]
+        treedef: Any = jax.tree.structure(tree)
+        return treedef.unflatten(found)
+
+    def _cut_leaf(self, leaf: Leaf) -> Any:
+        if np.size(leaf.value) <= 1:
+            return leaf.value
+        shape = np.shape(leaf.value)
+        if self.shapes.get(leaf.name) != shape:
+            before = some_of([*map(_described, self.shapes.items())])
+            raise ValueError(
+                f"the tree has {leaf.name!r} of shape {shape}; the parameters were "
+                f"{before} before the cut. Give a tree like these."
+            )
+        value = leaf.value
+        for axis, own in enumerate(self.indices[leaf.name]):
+            if own is not None:
+                value = value.take(own, axis)
+        return value
 
     def __str__(self) -> str:
         rows = [
@@ -70,6 +120,11 @@ class Shrunk:
             names = ", ".join(self.unknown)
             lines.append(f"Without a rule, so nothing was cut at: {names}.")
         return "\n".join(lines)
+
+
+def _described(parameter: tuple[str, tuple[int, ...]]) -> str:
+    name, shape = parameter
+    return f"{name} {by(shape)}"
 
 
 def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> ChannelGroups:
@@ -160,7 +215,9 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
     analysis.keep_one_of_each()
     cut = Cut(analysis)
     smaller = list(map(cut.array, program.inputs, values))
-    groups = groups_of(analysis, traced, _names(params))
+    names = _names(params)
+    groups = groups_of(analysis, traced, names)
+    axes = [analysis.axes[variable] for variable in program.inputs[: len(values)]]
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
         fn=_smaller_function(fn, params, traced, cut),
@@ -170,6 +227,11 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
         },
         fixed={group.name: group.fixed for group, _ in groups if group.fixed},
         unknown=analysis.unknown,
+        shapes=dict(zip(names, map(np.shape, values), strict=True)),
+        indices={
+            name: tuple(map(cut.indices, own))
+            for name, own in zip(names, axes, strict=True)
+        },
     )
 
 
