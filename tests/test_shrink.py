@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 import gradprune_jax as gp
+from gradprune_jax.primitives import Elementwise
 from tests.networks import KEY, NETWORKS, assert_same, dense, killed, network
 
 
@@ -210,6 +213,8 @@ PIECES = {
     "tiled": lambda p, x: jnp.tile(x, (3, 2))[4:8, 8:],
     "repeated": lambda p, x: jnp.repeat(x, 2, axis=0)[::2],
     "update": lambda p, x: jnp.zeros((9, 8)).at[:4].set(x)[:4],
+    "written rows": lambda p, x: jnp.ones((9, 8)).at[jnp.arange(4)].set(x)[:4],
+    "added rows": lambda p, x: jnp.zeros((9, 8)).at[jnp.arange(4)].add(x)[:4],
     "sort of the batch": lambda p, x: jnp.sort(x, axis=0),
     "cumulative sum": lambda p, x: jnp.cumsum(x, axis=0),
     "separate heads": lambda p, x: x.reshape(4, 2, 4).swapaxes(0, 1).swapaxes(0, 1),
@@ -230,7 +235,7 @@ def test_pieces_of_networks(name):
     x = dense(2, 4, 3)
     shrunk = gp.shrink(fn, params, x)
     assert_same(fn, params, shrunk, x)
-    is_fixed = name in ("while with a bound", "update")
+    is_fixed = name in ("while with a bound",)
     assert shrunk.params["w"].shape == (3, 8 if is_fixed else 4), shrunk
 
 
@@ -282,6 +287,59 @@ def test_a_batch_size_that_is_not_known():
     assert_same(fn, smaller, shrunk, x)
     known = gp.shrink(fn, smaller, x)
     assert shrunk.sizes == known.sizes
+
+
+def test_a_rule_for_a_primitive_of_ones_own():
+    cube = Primitive("cube_of_two")
+    cube.def_impl(lambda x, y: x**3 + y)
+    cube.def_abstract_eval(lambda x, y: x)
+    mlir.register_lowering(
+        cube, mlir.lower_fun(lambda x, y: x**3 + y, multiple_results=False)
+    )
+
+    def fn(params, x):
+        x = x @ params["w"]
+        return cube.bind(x, 2 * x) @ params["v"]
+
+    params = {"w": dense(0, 3, 8).at[:, 2].set(0), "v": dense(1, 8, 2)}
+    x = dense(2, 4, 3)
+    unknown = gp.shrink(fn, params, x)
+    assert "cube_of_two" in unknown.unknown
+    assert unknown.params["w"].shape == (3, 8)
+    shrunk = gp.shrink(fn, params, x, rules={"cube_of_two": Elementwise()})
+    assert not shrunk.unknown
+    assert shrunk.params["w"].shape == (3, 7)
+    assert_same(fn, params, shrunk, x)
+    groups = gp.channel_groups(fn, params, x, rules={"cube_of_two": Elementwise()})
+    assert len(groups.free) == 1
+    with pytest.raises(ValueError, match="'cube_of_two' is 3; it must be a Prim"):
+        gp.shrink(fn, params, x, rules={"cube_of_two": 3})
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_haiku_functions(fast):
+    """In two passes a variance adds the mean squared where a channel is zero."""
+    hk = pytest.importorskip("haiku")
+
+    def net(x):
+        x = jax.nn.relu(hk.Conv2D(8, 3)(x))
+        norm = hk.LayerNorm(-1, True, True, use_fast_variance=fast)
+        lstm = hk.LSTM(6)
+        x = norm(x).mean((1, 2))[:, None]
+        x, _ = hk.dynamic_unroll(lstm, x, lstm.initial_state(1))
+        return hk.Linear(2)(x[:, 0])
+
+    model = hk.without_apply_rng(hk.transform(net))
+    x = dense(0, 4, 6, 6, 1)
+    params = model.init(KEY, x)
+    smaller, groups = killed(model.apply, params, x)
+    shrunk = gp.shrink(model.apply, smaller, x)
+    assert len(groups.free) == 2
+    assert shrunk.params["lstm/linear"]["b"].shape == (12,)
+    assert shrunk.params["conv2_d"]["w"].shape == (3, 3, 1, 4 if fast else 8)
+    assert list(shrunk.needed) == ([] if fast else ["conv2_d/b[0]"])
+    assert fast or "reduce_sum" in shrunk.needed["conv2_d/b[0]"]
+    assert_same(model.apply, smaller, shrunk, x)
 
 
 def test_equinox_modules_by_partition():

@@ -16,9 +16,18 @@ Glossary:
 - fixed: never cut.
 """
 
+from gradprune_jax._program.analysis import Analysis as Analysis
+from gradprune_jax._program.analysis import Zeros as Zeros
+from gradprune_jax._program.cut import Cut as Cut
 from gradprune_jax._program.groups import ChannelGroup as ChannelGroup
 from gradprune_jax._program.groups import ChannelGroups as ChannelGroups
 from gradprune_jax._program.optimizer import shrink_opt_state as shrink_opt_state
-from gradprune_jax._program.shrink import Shrunk as Shrunk
+from gradprune_jax._program.rules import RULES as RULES
+from gradprune_jax._program.rules import Elementwise as Elementwise
+from gradprune_jax._program.rules import PrimitiveRule as PrimitiveRule
+from gradprune_jax._program.rules import Product as Product
+from gradprune_jax._program.rules import bind as bind
 from gradprune_jax._program.shrink import channel_groups as channel_groups
 from gradprune_jax._program.shrink import shrink as shrink
+from gradprune_jax._program.shrunk import Shrunk as Shrunk
+from gradprune_jax._program.tracing import Step as Step

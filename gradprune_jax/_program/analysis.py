@@ -73,7 +73,9 @@ class Analysis:
         self.unknown: dict[str, str] = {}
         self._reasons: list[tuple[np.ndarray, str]] = []
         self.cut = np.zeros(0, bool)
-        self._needed = np.zeros(0, bool)
+        # Which sum needs each unit, by its number in a list; -1 for none.
+        self._needed_by = np.zeros(0, int)
+        self._sums: list[Step] = []
 
     def rule_of(self, step: Step) -> Any:
         """The rule of a step's primitive; that of `""` where it has none."""
@@ -133,13 +135,22 @@ class Analysis:
         for axis in self.axes[variable]:
             self.fix(axis, reason)
 
-    def needs(self, axis: Axis, is_zero: np.ndarray) -> None:
+    def needs(self, axis: Axis, is_zero: np.ndarray, step: Step) -> None:
         """Keep the units of a sum's terms, but for those that are zero."""
         resolved = self.units.resolve(axis)
         if resolved is not None:
             is_needed = ~np.broadcast_to(is_zero, len(resolved)) & ~self.is_cut(axis)
             needed = resolved[is_needed]
-            self._needed[needed[needed >= 0]] = True
+            self._needed_by[needed[needed >= 0]] = len(self._sums)
+            self._sums.append(step)
+
+    def why_needed(self, unit: int) -> str:
+        """Which sum needs a unit, and where it is; empty if none does."""
+        number = self._needed_by[unit]
+        if number < 0:
+            return ""
+        step = self._sums[number]
+        return f"{step.primitive.name}, {step.source}"
 
     def is_cut(self, axis: Axis) -> np.ndarray:
         """Which indices of an axis are cut so far: bool [size]."""
@@ -150,12 +161,13 @@ class Analysis:
 
     def start_over(self) -> None:
         """Forget what sums need, before zeros are looked for once more."""
-        self._needed = np.zeros(len(self.units), bool)
+        self._needed_by = np.full(len(self.units), -1)
+        self._sums = []
 
     def cut_more(self) -> bool:
         """Cut the units that no sum needs; return whether there were any."""
         before = self.cut
-        self.cut = before | ~(self._needed | self.units.fixed)
+        self.cut = before | ~((self._needed_by >= 0) | self.units.fixed)
         return not np.array_equal(before, self.cut)
 
     def keep_one_of_each(self) -> None:

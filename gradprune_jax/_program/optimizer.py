@@ -6,7 +6,7 @@ from typing import Any
 
 import optax
 
-from gradprune_jax._program.shrink import Shrunk
+from gradprune_jax._program.shrunk import Shrunk
 
 
 def shrink_opt_state(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,17 +13,25 @@ import numpy as np
 from gradprune_jax._checks import is_traced
 from gradprune_jax._program.analysis import Analysis, Zeros
 from gradprune_jax._program.cut import Cut
-from gradprune_jax._program.groups import ChannelGroups, groups_of
-from gradprune_jax._program.rules import RULES, UNKNOWN
+from gradprune_jax._program.groups import ChannelGroup, ChannelGroups, groups_of
+from gradprune_jax._program.rules import RULES, UNKNOWN, PrimitiveRule
+from gradprune_jax._program.shrunk import Shrunk
 from gradprune_jax._program.tracing import Program, Trace, trace
 from gradprune_jax._program.walks import find_axes, find_zeros, run
-from gradprune_jax._tables import by, some_of, text_table
-from gradprune_jax._tree import Leaf, named_leaves
+from gradprune_jax._tree import named_leaves
+
+Rules = Mapping[str, PrimitiveRule]
 
 
-def analyse(traced: Trace) -> Analysis:
+def analyse(traced: Trace, rules: Rules | None) -> Analysis:
     """Finds the units of a traced function; inputs and outputs are fixed."""
-    analysis = Analysis(traced.types, {**RULES, "": UNKNOWN})
+    for name, rule in (rules or {}).items():
+        if not isinstance(rule, PrimitiveRule):
+            raise ValueError(
+                f"the rule of {name!r} is {rule!r}; it must be a PrimitiveRule, such "
+                "as gradprune_jax.primitives.Elementwise()."
+            )
+    analysis = Analysis(traced.types, {**RULES, **(rules or {}), "": UNKNOWN})
     inputs = traced.program.inputs
     shapes = [analysis.shape(variable) for variable in inputs]
     axes = [*map(analysis.new_axes, shapes)]
@@ -41,99 +48,20 @@ def analyse(traced: Trace) -> Analysis:
     return analysis
 
 
-@dataclasses.dataclass(frozen=True)
-class Shrunk:
-    """A smaller function with the same outputs, as from `shrink`.
-
-    Attributes:
-      params: the parameters, in the same tree, without what was cut.
-      fn: the function of them and of the same inputs. It may be compiled,
-        differentiated, vectorised and exported like the one that it came from.
-      sizes: the old and the new size of every group of `channel_groups`, by its name.
-      fixed: why the dimensions that could not be cut are fixed, by their names.
-      unknown: primitives that have no rule, and where each was met first.
-      shapes: the shape that each parameter had before, by its name.
-      indices: the indices that stayed along each of its axes; None where all did.
-    """
-
-    params: Any
-    fn: Callable[..., Any]
-    sizes: dict[str, tuple[int, int]]
-    fixed: dict[str, str]
-    unknown: dict[str, str]
-    shapes: dict[str, tuple[int, ...]] = dataclasses.field(repr=False)
-    indices: dict[str, tuple[np.ndarray | None, ...]] = dataclasses.field(repr=False)
-
-    def cut(self, tree: Any) -> Any:
-        """Cuts another tree like the parameters: a moving average, moments, masks.
-
-        Args:
-          tree: a tree with the paths of the original parameters, plain or boxed. Leaves
-            of it may be missing, as `optax.masked` leaves them out, and leaves of one
-            element, which stand for no array, are returned as they are.
-
-        Returns:
-          The tree, each leaf without the indices that its parameter lost.
-
-        Raises:
-          ValueError: if a leaf has no parameter of its path, or another shape.
-
-        Examples:
-          >>> import jax.numpy as jnp, gradprune_jax as gp
-          >>> def fn(params, x):
-          ...     return jnp.maximum(x @ params["w1"], 0) @ params["w2"]
-          >>> w1 = jnp.ones((2, 3)).at[:, 1].set(0)
-          >>> params = {"w1": w1, "w2": jnp.ones((3, 1))}
-          >>> shrunk = gp.shrink(fn, params, jnp.ones((1, 2)))
-          >>> average = params | {"w1": jnp.arange(6.0).reshape(2, 3)}
-          >>> print(shrunk.cut(average)["w1"])
-          [[0. 2.]
-           [3. 5.]]
-        """
-        found = [self._cut_leaf(leaf) for leaf in named_leaves(tree)]
-        treedef: Any = jax.tree.structure(tree)
-        return treedef.unflatten(found)
-
-    def _cut_leaf(self, leaf: Leaf) -> Any:
-        if np.size(leaf.value) <= 1:
-            return leaf.value
-        shape = np.shape(leaf.value)
-        if self.shapes.get(leaf.name) != shape:
-            before = some_of([*map(_described, self.shapes.items())])
-            raise ValueError(
-                f"the tree has {leaf.name!r} of shape {shape}; the parameters were "
-                f"{before} before the cut. Give a tree like these."
-            )
-        value = leaf.value
-        for axis, own in enumerate(self.indices[leaf.name]):
-            if own is not None:
-                value = value.take(own, axis)
-        return value
-
-    def __str__(self) -> str:
-        rows = [
-            (name, f"{old:,}", f"{new:,}", self.fixed.get(name, ""))
-            for name, (old, new) in self.sizes.items()
-        ]
-        lines = [text_table(("dimension", "before", "after", "fixed by"), rows)]
-        if self.unknown:
-            names = ", ".join(self.unknown)
-            lines.append(f"Without a rule, so nothing was cut at: {names}.")
-        return "\n".join(lines)
-
-
-def _described(parameter: tuple[str, tuple[int, ...]]) -> str:
-    name, shape = parameter
-    return f"{name} {by(shape)}"
-
-
-def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> ChannelGroups:
+def channel_groups(
+    fn: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    rules: Rules | None = None,
+) -> ChannelGroups:
     """Finds which axes of which parameters are one dimension of a function.
 
     Args:
       fn: the function, `fn(params, *inputs)`.
       params: its parameters, a tree of arrays or of `jax.ShapeDtypeStruct`.
       *inputs: trees of arrays or shapes.
+      rules: rules for primitives of your own, by the name of each; see
+        `gradprune_jax.primitives`.
 
     Returns:
       The groups, printable as a table: name, size and members of each, or why it is
@@ -149,13 +77,18 @@ def channel_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> Channel
       [((('w1', 1), ('w2', 0)), 3)]
     """
     traced = trace(fn, params, inputs)
-    analysis = analyse(traced)
+    analysis = analyse(traced, rules)
     groups = groups_of(analysis, traced, _names(params))
     found = tuple(group for group, _ in groups)
     return ChannelGroups(found, tuple(analysis.unknown.items()))
 
 
-def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
+def shrink(
+    fn: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    rules: Rules | None = None,
+) -> Shrunk:
     r"""Cuts the indices that change no output out of a function and its parameters.
 
     The function is traced. Index c of a dimension goes if nothing depends on its place,
@@ -174,6 +107,8 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
       fn: the function, `fn(params, *inputs)`. Arrays that it closes over are cut too.
       params: its parameters, a tree of arrays.
       *inputs: trees of arrays, or of `jax.ShapeDtypeStruct`.
+      rules: rules for primitives of your own, by the name of each; see
+        `gradprune_jax.primitives`.
 
     Returns:
       The smaller parameters and a function of them. Outputs are the same up to the
@@ -200,7 +135,7 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
                 "is zero; call shrink outside jit."
             )
     traced = trace(fn, params, inputs)
-    analysis = analyse(traced)
+    analysis = analyse(traced, rules)
     program, values = traced.program, [leaf.value for leaf in leaves]
     of_inputs = [
         Zeros.of(False, analysis.shape(variable))
@@ -220,13 +155,14 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
     axes = [analysis.axes[variable] for variable in program.inputs[: len(values)]]
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
-        fn=_smaller_function(fn, params, traced, cut),
+        fn=_smaller_function(fn, params, traced, cut, rules),
         sizes={
             group.name: (group.size, group.size - int(analysis.cut[units].sum()))
             for group, units in groups
         },
         fixed={group.name: group.fixed for group, _ in groups if group.fixed},
         unknown=analysis.unknown,
+        needed=_needed(analysis, traced, groups),
         shapes=dict(zip(names, map(np.shape, values), strict=True)),
         indices={
             name: tuple(map(cut.indices, own))
@@ -235,8 +171,33 @@ def shrink(fn: Callable[..., Any], params: Any, *inputs: Any) -> Shrunk:
     )
 
 
+def _needed(
+    analysis: Analysis, traced: Trace, groups: Sequence[tuple[ChannelGroup, list[int]]]
+) -> dict[str, str]:
+    """What needs units that are zero in all parameters, by the names of groups."""
+    is_zero = np.ones(len(analysis.units), bool)
+    for variable in traced.program.inputs[: traced.params]:
+        for axis, along in zip(
+            analysis.axes[variable], analysis.zeros[variable].along, strict=True
+        ):
+            resolved = analysis.units.resolve(axis)
+            if resolved is not None:
+                alive = resolved[~along]
+                is_zero[alive[alive >= 0]] = False
+    found = {}
+    for group, units in groups:
+        zeros = [unit for unit in units if is_zero[unit] and not analysis.cut[unit]]
+        if zeros and not group.fixed:
+            found[group.name] = analysis.why_needed(zeros[0])
+    return {name: what for name, what in found.items() if what}
+
+
 def _smaller_function(
-    fn: Callable[..., Any], params: Any, traced: Trace, cut: Cut
+    fn: Callable[..., Any],
+    params: Any,
+    traced: Trace,
+    cut: Cut,
+    rules: Rules | None,
 ) -> Callable[..., Any]:
     """The function of smaller parameters, traced anew for inputs of other shapes."""
     full = jax.tree.map(_as_type, params)
@@ -258,7 +219,7 @@ def _smaller_function(
                     f"cut it has {shape}. Give the `params` of the same `Shrunk`."
                 )
         anew = trace(fn, full, jax.tree.map(_as_type, inputs))
-        own = Cut(analyse(anew))
+        own = Cut(analyse(anew, rules))
         for variable, per_axis in zip(_known_variables(anew), stays, strict=False):
             own.impose(variable, per_axis)
         for name, variable, shape in zip(

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradprune_jax._program.rules.base import PrimitiveRule
+from gradprune_jax._program.rules.base import PrimitiveRule as PrimitiveRule
+from gradprune_jax._program.rules.base import bind as bind
 from gradprune_jax._program.rules.control import Branches, Scan, While
 from gradprune_jax._program.rules.elementwise import (
     ELEMENTWISE,
     PRODUCTS,
     Bitcast,
     Choice,
-    Elementwise,
-    Product,
     Quotient,
 )
+from gradprune_jax._program.rules.elementwise import Elementwise as Elementwise
+from gradprune_jax._program.rules.elementwise import Product as Product
+from gradprune_jax._program.rules.indexing import SCATTERS, Gather, Scatter
 from gradprune_jax._program.rules.joining import (
     Concatenate,
     Identity,
@@ -34,7 +36,6 @@ from gradprune_jax._program.rules.reshaping import (
 )
 from gradprune_jax._program.rules.slicing import (
     DynamicUpdateSlice,
-    Gather,
     Reverse,
     Slice,
     Split,
@@ -75,6 +76,7 @@ RULES: Mapping[str, PrimitiveRule] = {
     "dynamic_slice": WholeAxes(),
     "dynamic_update_slice": DynamicUpdateSlice(),
     "gather": Gather(),
+    **dict.fromkeys(SCATTERS, Scatter()),
     "optimization_barrier": Identity(),
     "dot_general": DotGeneral(),
     "conv_general_dilated": Convolution(),

@@ -45,7 +45,7 @@ class DotGeneral(PrimitiveRule):
         one, other = analysis.zeros[left], analysis.zeros[right]
         for x, y in zip(*contracted, strict=True):
             is_zero = one.along[x] | other.along[y]
-            analysis.needs(analysis.axes[left][x], is_zero)
+            analysis.needs(analysis.axes[left][x], is_zero, step)
         along = [one.along[x] | other.along[y] for x, y in zip(*batch, strict=True)]
         nothing = one.all or other.all
         for zeros, gone, alike in zip((one, other), contracted, batch, strict=True):
@@ -122,10 +122,10 @@ class Convolution(PrimitiveRule):
         by_group = inputs.reshape(groups, -1)
         if groups == 1:
             axis = analysis.axes[left][numbers.lhs_spec[1]]
-            analysis.needs(axis, inputs | within)
+            analysis.needs(axis, inputs | within, step)
         elif by_group.shape[1] > 1:
             axis = analysis.axes[right][numbers.rhs_spec[1]]
-            analysis.needs(axis, by_group.all(0) | within)
+            analysis.needs(axis, by_group.all(0) | within, step)
         along = list(Zeros.of(one.all or other.all, shape).along)
         along[numbers.out_spec[0]] = one.along[numbers.lhs_spec[0]]
         along[numbers.out_spec[1]] = outputs | np.repeat(
@@ -180,7 +180,8 @@ class Reduce(PrimitiveRule):
         zeros, gone = analysis.zeros[step.operands[0]], self._gone(step)
         if self.is_sum:
             for axis in gone:
-                analysis.needs(analysis.axes[step.operands[0]][axis], zeros.along[axis])
+                own = analysis.axes[step.operands[0]][axis]
+                analysis.needs(own, zeros.along[axis], step)
         if not self._keeps_zeros(step):
             return [Zeros.of(False, analysis.shape(x)) for x in step.results]
         along = [own for axis, own in enumerate(zeros.along) if axis not in gone]
