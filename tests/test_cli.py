@@ -65,6 +65,25 @@ def test_json_is_all_that_stdout_gets_and_is_reproducible(tmp_path):
     assert first["pruned_weights_not_zero"] == 0
 
 
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_channels_are_pruned_cut_and_timed(tmp_path, api):
+    arguments = ("--structure", "channels", "--out", tmp_path, "--force")
+    result = invoke("demo", *SMALL, "--model", api, *arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "widths.png").read_bytes().startswith(b"\x89PNG")
+    assert "ms, batch 64" in result.stdout
+    measured = json.loads((tmp_path / "demo.json").read_text())["shrunk"]
+    assert measured["widths"] == {
+        "conv1/bias[0]": [32, 16],
+        "conv2/bias[0]": [64, 32],
+        "dense1/bias[0]": [256, 128],
+    }
+    assert measured["parameters"] == {"before": 824_970, "after": 207_178}
+    assert measured["correct"]["after"] == measured["correct"]["before"]
+    for times in measured["milliseconds"].values():
+        assert min(times.values()) > 0
+
+
 @pytest.mark.parametrize("sparsity", [0, 1])
 def test_all_is_left_or_nothing(tmp_path, sparsity):
     limits = ("--limit", "1", "--epochs", "1")

@@ -29,7 +29,7 @@ def runs(request):
         )
         for tx, prunes in (
             (shared.optimizer(), False),
-            (shared.pruning_optimizer(schedule), True),
+            (shared.pruning_optimizer(gp.Rule(schedule)), True),
         )
     ]
     return shared, schedule, *finished
@@ -150,7 +150,7 @@ def test_the_seed_decides_the_initialisation(api):
 
     dense = kernel(0, shared.optimizer())
     np.testing.assert_array_equal(
-        dense, kernel(0, shared.pruning_optimizer(shared.schedule(0.9)))
+        dense, kernel(0, shared.pruning_optimizer(gp.Rule(shared.schedule(0.9))))
     )
     assert (dense != kernel(1, shared.optimizer())).any()
 
@@ -214,7 +214,7 @@ def test_dense_and_pruned_are_one_training_until_the_first_mask_update(runs):
 
 def test_the_summary_counts_what_is_there(runs):
     shared, schedule, dense, pruned = runs
-    summary = results.summarise(shared, schedule, dense, pruned)
+    summary = results.summarise(shared, gp.Rule(schedule), dense, pruned)
     for name, run in (("dense", dense), ("pruned", pruned)):
         sizes = [np.size(leaf) for leaf in jax.tree.leaves(run.params)]
         nonzero = [np.count_nonzero(leaf) for leaf in jax.tree.leaves(run.params)]
@@ -240,7 +240,7 @@ def test_the_picture_has_a_pixel_for_each_weight_of_the_mask(runs):
     from gradprune_jax.demo import figure
 
     shared, schedule, dense, pruned = runs
-    summary = results.summarise(shared, schedule, dense, pruned)
+    summary = results.summarise(shared, gp.Rule(schedule), dense, pruned)
     stream = io.BytesIO()
     figure.draw(dense, pruned, summary).savefig(stream, format="png")
     stream.seek(0)

@@ -273,3 +273,20 @@ def test_masks_show_themselves_in_notebooks():
     text = treescope.render_to_text(gp.get_masks(opt_state))
     assert "MaskedNode()" in text
     assert "bool(4, 4)" in text
+
+
+def test_groups_are_drawn_before_and_after_the_cut():
+    def fn(params, x):
+        return jnp.maximum(x @ params["$w"], 0) @ params["v"]
+
+    params = {"$w": jnp.ones((2, 3)).at[:, 1].set(0), "v": jnp.ones((3, 1))}
+    shrunk = gp.shrink(fn, params, jnp.ones((1, 2)))
+    axes = report.plot_groups(shrunk, title="widths").axes[0]
+    axes.figure.canvas.draw()
+    assert axes.get_title() == "widths"
+    assert [bar.get_width() for bar in axes.patches] == [3, 2]
+    assert [text.get_text() for text in axes.texts] == ["2 of 3"]
+    assert len(report.plot_groups(shrunk, fixed=True).axes[0].patches) == 4
+    whole = gp.shrink(lambda p, x: x @ p["v"], {"v": jnp.ones((2, 2))}, jnp.ones(2))
+    with pytest.raises(ValueError, match="no group of channels"):
+        report.plot_groups(whole)

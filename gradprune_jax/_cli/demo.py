@@ -24,10 +24,13 @@ from gradprune_jax import report
 from gradprune_jax._cli import options
 from gradprune_jax._cli.files import check_free
 from gradprune_jax._files import replacing
-from gradprune_jax.demo import data, figure, learners, results, training
+from gradprune_jax.demo import data, figure, learners, results, shrinking, training
 
 _PICTURE = "demo.png"
 _NUMBERS = "demo.json"
+_WIDTHS = "widths.png"
+# Without half of its channels the network has a quarter of its weights.
+_SPARSITY = {"unstructured": 0.9, "channels": 0.5}
 
 
 @click.command()
@@ -40,12 +43,19 @@ _NUMBERS = "demo.json"
     help="The Flax API of the network.",
 )
 @click.option(
+    "--structure",
+    type=click.Choice(list(_SPARSITY)),
+    default="unstructured",
+    show_default=True,
+    help="What is pruned: single weights, or channels of the whole network, which are "
+    "then cut out of it.",
+)
+@click.option(
     "--sparsity",
     type=float,
-    default=0.9,
-    show_default=True,
     callback=options.fraction,
-    help="The fraction of weights to prune, 0 to 1.",
+    help="The fraction of weights or channels to prune, 0 to 1. By default 0.9 of the "
+    "weights, or 0.5 of the channels.",
 )
 @click.option(
     "--epochs",
@@ -84,7 +94,8 @@ _NUMBERS = "demo.json"
 )
 def demo(
     api: learners.Api,
-    sparsity: float,
+    structure: str,
+    sparsity: float | None,
     epochs: int,
     seed: int,
     out: pathlib.Path,
@@ -96,9 +107,11 @@ def demo(
     """Train a small CNN on Fashion-MNIST twice, dense and pruned, and compare.
 
     Both trainings have the same initialisation, batches and number of steps. Writes
-    demo.png and demo.json.
+    demo.png and demo.json. With --structure channels, the dead channels are cut out of
+    the pruned network, both networks are timed, and widths.png shows what is left.
     """
-    files = [out / _PICTURE, out / _NUMBERS]
+    is_cut = structure == "channels"
+    files = [out / _PICTURE, out / _NUMBERS] + [out / _WIDTHS] * is_cut
     for file in files:
         check_free(file, force)
     dataset = data.load(data_dir)
@@ -109,19 +122,23 @@ def demo(
 
     source = "Fashion-MNIST" if data_dir is None else data_dir.resolve().name
     shared = training.Training(dataset, source, epochs, seed)
-    schedule = shared.schedule(sparsity)
-    console = Console(stderr=True)
-    dense, pruned = _train_both(api, shared, schedule, console)
+    schedule = shared.schedule(_SPARSITY[structure] if sparsity is None else sparsity)
+    fn, rule = _rule(api, shared, schedule, is_cut)
+    dense, pruned = _train_both(api, shared, rule, Console(stderr=True))
     try:
-        measured = results.summarise(shared, schedule, dense, pruned)
+        measured = results.summarise(shared, rule, dense, pruned)
     except ValueError as error:
         raise data.DataError(f"the pruned network is not sound: {error}") from None
-    summary = {"model": api, **measured, "files": [str(file) for file in files]}
-
-    picture = io.BytesIO()
-    figure.draw(dense, pruned, summary).savefig(picture, format="png")
+    summary = {"model": api, "structure": structure, **measured}
+    summary["files"] = [str(file) for file in files]
+    pictures = [figure.draw(dense, pruned, summary)]
+    if is_cut:
+        shrunk = shrinking.shrink(fn, pruned.params)
+        summary["shrunk"] = shrinking.compare(shared, fn, pruned, shrunk)
+        pictures.append(report.plot_groups(shrunk))
     numbers = {**summary, "curves": results.curves(dense, pruned)}
-    contents = (picture.getvalue(), (json.dumps(numbers, indent=1) + "\n").encode())
+    contents = [*map(_as_png, pictures)]
+    contents.insert(1, (json.dumps(numbers, indent=1) + "\n").encode())
     for file, content in zip(files, contents, strict=True):
         with replacing(file, force) as temporary:
             temporary.write_bytes(content)
@@ -131,10 +148,31 @@ def demo(
         _print_outcome(Console(), pruned, summary)
 
 
-def _train_both(
+def _rule(
     api: learners.Api,
     shared: training.Training,
     schedule: gp.SparsitySchedule,
+    is_cut: bool,
+) -> tuple[learners.NetworkFunction, gp.Rule]:
+    """Make the network as a function, and the rule that prunes it."""
+    learner = learners.create(api, shared.optimizer(), shared.seed)
+    if not is_cut:
+        return learner.fn, gp.Rule(schedule)
+    structure = shrinking.coupled_channels(learner.fn, learner.params)
+    return learner.fn, gp.Rule(schedule, structure=structure)
+
+
+def _as_png(picture: Any) -> bytes:
+    """Draw a figure into a PNG file's content."""
+    content = io.BytesIO()
+    picture.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _train_both(
+    api: learners.Api,
+    shared: training.Training,
+    rule: gp.Rule,
     console: Console,
 ) -> tuple[training.Run, training.Run]:
     """Train the dense and the pruned network under one progress display."""
@@ -149,11 +187,11 @@ def _train_both(
         runs = []
         for name, tx in (
             ("dense", shared.optimizer()),
-            ("pruned", shared.pruning_optimizer(schedule)),
+            ("pruned", shared.pruning_optimizer(rule)),
         ):
             learner = learners.create(api, tx, shared.seed)
             # The window was computed here; this proves that it ends in time.
-            gp.plan(schedule, learner.params, total_steps=shared.steps)
+            gp.plan(rule, learner.params, total_steps=shared.steps)
             bar = bars.add_task(name, total=shared.steps, status="compiling")
 
             def show(now: training.Progress, bar: Any = bar) -> None:
@@ -182,7 +220,7 @@ def _print_outcome(
     )
     table = Table(title="Same start, same batches, same steps")
     table.add_column("")
-    for heading in ("accuracy", "correct", "kernels, non-zero", "all, non-zero"):
+    for heading in ("accuracy", "correct", "prunable, non-zero", "all, non-zero"):
         table.add_column(heading, justify="right", no_wrap=True)
     tests = summary["training"]["test_images"]
     for name in ("dense", "pruned"):
@@ -195,12 +233,31 @@ def _print_outcome(
             f"{run['parameters_nonzero']:,}/{run['parameters']:,}",
         )
     console.print(table)
+    if "shrunk" in summary:
+        _print_shrunk(console, summary["shrunk"], tests)
     for line in (
         f"Pruned weights: {summary['pruned_weights']:,}. "
         f"Not exactly +0.0 among them: {summary['pruned_weights_not_zero']:,}.",
         *(f"Wrote {file}" for file in summary["files"]),
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_shrunk(console: Console, shrunk: dict[str, Any], tests: int) -> None:
+    """Print what the cut made of the pruned network."""
+    table = Table(title="The pruned network, its dead channels cut out")
+    table.add_column("")
+    sizes = shrunk["milliseconds"]
+    for heading in ("parameters", "correct", *(f"ms, batch {size}" for size in sizes)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in ("before", "after"):
+        table.add_row(
+            name,
+            f"{shrunk['parameters'][name]:,}",
+            f"{shrunk['correct'][name]:,}/{tests:,}",
+            *(f"{times[name]:.3f}" for times in sizes.values()),
+        )
+    console.print(table)
 
 
 def _check_writable(folder: pathlib.Path) -> None:

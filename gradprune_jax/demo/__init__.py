@@ -6,6 +6,7 @@
   each; neither knows of pruning.
 - `training` is the loop. The pruned network has one more link in its optimizer, and
   nothing else is different.
+- `shrinking` cuts a network of which whole channels were pruned, and times both.
 - `results` measures what both trainings made, `figure` draws it.
 
 The command itself is in the command line, and uses these modules.
@@ -16,4 +17,5 @@ from gradprune_jax.demo import figure as figure
 from gradprune_jax.demo import learners as learners
 from gradprune_jax.demo import models as models
 from gradprune_jax.demo import results as results
+from gradprune_jax.demo import shrinking as shrinking
 from gradprune_jax.demo import training as training

@@ -6,6 +6,7 @@ Pruning is a link of the optimizer `tx`; the code here is the code of dense trai
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -18,6 +19,7 @@ from gradprune_jax.demo.data import IMAGE_SHAPE
 from gradprune_jax.demo.models import LinenNetwork, NnxNetwork
 
 Api = Literal["linen", "nnx"]
+NetworkFunction = Callable[[Any, jax.Array], Any]
 
 _LINEN_NETWORK = LinenNetwork()  # a description without parameters
 
@@ -41,6 +43,11 @@ class LinenLearner:
     def opt_state(self) -> Any:
         """The optimizer's state."""
         return self._state.opt_state
+
+    @property
+    def fn(self) -> NetworkFunction:
+        """The network as a function of its parameters and images."""
+        return _linen_logits
 
     def step(self, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Do one optimizer update, and return the loss before it, a float32 scalar."""
@@ -69,6 +76,12 @@ class NnxLearner:
         """The optimizer's state."""
         return self._optimizer.opt_state
 
+    @property
+    def fn(self) -> NetworkFunction:
+        """The network as a function of its parameters and images."""
+        graphdef, _ = nnx.split(self._network)
+        return lambda params, images: nnx.merge(graphdef, params)(images)
+
     def step(self, images: jax.Array, labels: jax.Array) -> jax.Array:
         """Do one optimizer update, and return the loss before it, a float32 scalar."""
         return _nnx_step(self._network, self._optimizer, images, labels)
@@ -84,6 +97,17 @@ Learner = LinenLearner | NnxLearner
 def create(api: Api, tx: optax.GradientTransformation, seed: int) -> Learner:
     """Make a new learner; the same seed gives the same parameters."""
     return NnxLearner(tx, seed) if api == "nnx" else LinenLearner(tx, seed)
+
+
+def count_correct(
+    fn: NetworkFunction, params: Any, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    """Count the images that a network classifies correctly, an int32 scalar."""
+    return _correct(fn(params, images), labels)
+
+
+def _linen_logits(params: Any, images: jax.Array) -> Any:
+    return _LINEN_NETWORK.apply({"params": params}, images)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -102,8 +126,7 @@ def _linen_step(
 @jax.jit
 def _linen_correct(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     """Count the correct answers with these parameters."""
-    logits: Any = _LINEN_NETWORK.apply({"params": params}, images)
-    return _correct(logits, labels)
+    return count_correct(_linen_logits, params, images, labels)
 
 
 @nnx.jit(donate_argnums=(0, 1))

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def summarise(
-    training: Training, schedule: gp.SparsitySchedule, dense: Run, pruned: Run
+    training: Training, rule: gp.Rule, dense: Run, pruned: Run
 ) -> dict[str, Any]:
     """Measure both runs, in plain Python numbers, ready for JSON.
 
     Args:
       training: what both runs shared.
-      schedule: the schedule of the pruned run.
+      rule: the rule of the pruned run.
       dense: the run without pruning.
       pruned: the run with it.
 
@@ -33,7 +33,8 @@ def summarise(
       ValueError: if a pruned weight is not zero or a weight is not finite.
     """
     gp.check_pruned(pruned.params, pruned.opt_state)
-    plan = gp.plan(schedule, pruned.params)
+    schedule: Any = rule.schedule
+    plan = gp.plan(rule, pruned.params)
     masks = jax.tree.leaves(gp.get_masks(pruned.opt_state), is_leaf=_is_dense)
     parameters = [
         _describe(planned.path, np.asarray(leaf), mask)

@@ -130,11 +130,9 @@ class Training:
         learning_rate = optax.cosine_decay_schedule(_LEARNING_RATE, self.steps)
         return optax.adamw(learning_rate, weight_decay=_WEIGHT_DECAY)
 
-    def pruning_optimizer(
-        self, schedule: gp.SparsitySchedule
-    ) -> optax.GradientTransformation:
+    def pruning_optimizer(self, rule: gp.Rule) -> optax.GradientTransformation:
         """Make the optimizer of the pruned network: the same one with one more link."""
-        return optax.chain(self.optimizer(), gp.gradual_prune(schedule))
+        return optax.chain(self.optimizer(), gp.gradual_prune(rule))
 
 
 def train(
