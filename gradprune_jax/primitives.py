@@ -21,17 +21,7 @@ theirs too:
 >>> gp.shrink(fn, params, x, rules=rules).params["w1"].shape
 (2, 2)
 
-Others subclass `PrimitiveRule` and write one, two or all three of its methods. Here a
-primitive that scales by the largest element: the last axis is kept as it is, the others
-pass.
-
->>> class Scaled(PrimitiveRule):
-...     def axes(self, step, analysis):
-...         *others, last = analysis.axes[step.operands[0]]
-...         analysis.fix(last, f"scaled, {step.source}")
-...         return [[*others, None]]
-...     def zeros(self, step, analysis):
-...         return [analysis.zeros[step.operands[0]]]
+Others subclass `PrimitiveRule`.
 """
 
 from gradprune_jax._program import RULES as RULES

@@ -22,12 +22,12 @@ pytest.importorskip("zstandard")
 
 from click.testing import CliRunner
 
-from gradprune_jax import _cli, export, report
+from gradprune_jax import _cli, export, primitives, report
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PUBLIC = {
     f"{module.__name__}.{name}": value
-    for module in (gradprune_jax, report, export)
+    for module in (gradprune_jax, report, export, primitives)
     for name, value in vars(module).items()
     if isinstance(value, Callable | types.UnionType) and not name.startswith("_")
 }
@@ -57,7 +57,10 @@ def fields(value):
     if isinstance(value, types.UnionType):
         return []
     if inspect.isclass(value):
-        value = value.__init__ if "__init__" in vars(value) else value.__new__
+        made_by = vars(value).keys() & {"__init__", "__new__"}
+        if not made_by:
+            return []
+        value = value.__init__ if "__init__" in made_by else value.__new__
     names = inspect.signature(value).parameters
     return [name for name in names if name not in ("self", "_cls")]
 

@@ -85,6 +85,24 @@ def test_a_dimension_keeps_one_index():
     assert_same(chain, params, shrunk, dense(3, 6, 3))
 
 
+def test_an_index_that_is_picked_out_is_not_cut():
+    """No sum shows that the outputs depend on it."""
+
+    def fn(params, x):
+        taps = [x * params["kernel"][i, 0] for i in range(3)]  # a kernel, tap by tap
+        hidden = sum(taps) @ params["w"]
+        column = hidden[:, 1]
+        repeated = hidden[:, 2:3] * jnp.ones(4)
+        return column, repeated.sum(1), hidden[:, 3:4].reshape(-1)
+
+    params = {"kernel": dense(0, 3, 1, 4), "w": dense(1, 4, 6)}
+    x = dense(2, 5, 4)
+    shrunk = gp.shrink(fn, params, x)
+    assert shrunk.params["kernel"].shape == (3, 1, 4)
+    assert shrunk.params["w"].shape == (4, 3)  # what no output reads goes
+    assert_same(fn, params, shrunk, x)
+
+
 def test_what_has_no_rule_is_fixed_and_named():
     def fn(params, x):
         hidden = x @ params["w"]

@@ -55,6 +55,7 @@ class Analysis:
 
     Attributes:
       types: shape and dtype of every variable.
+      rules: those of primitives, by their names; that of `""` is for all others.
       units: the units.
       axes: those of each variable, axis by axis.
       zeros: where each variable is zero, once that was looked for.
@@ -65,7 +66,7 @@ class Analysis:
 
     def __init__(self, types: Sequence[Any], rules: Mapping[str, Any]) -> None:
         self.types = types
-        self._rules = rules
+        self.rules = rules
         self.units = UnitTable()
         self.axes: dict[int, Sequence[Axis]] = {}
         self.zeros: dict[int, Zeros] = {}
@@ -79,7 +80,7 @@ class Analysis:
 
     def rule_of(self, step: Step) -> Any:
         """The rule of a step's primitive; that of `""` where it has none."""
-        return self._rules.get(step.primitive.name, self._rules[""])
+        return self.rules.get(step.primitive.name, self.rules[""])
 
     def shape(self, variable: int) -> Sequence[Any]:
         """The shape of a variable."""

@@ -13,7 +13,11 @@ from gradprune_jax._program.units import Axis
 
 
 class Cut:
-    """The variables of an analysed program without the units that are cut."""
+    """The variables of an analysed program without the units that are cut.
+
+    Attributes:
+      analysis: of the program.
+    """
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis

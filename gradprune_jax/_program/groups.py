@@ -61,8 +61,8 @@ class ChannelGroups:
         r"""Only some of the groups, to prune no others.
 
         Args:
-          where: a regular expression that matches the whole name of a group, or a
-            callable `(group) -> bool`.
+          where: a regular expression that matches a whole member, path and axis as they
+            are printed, or a callable `(group) -> bool`.
 
         Returns:
           The groups that match.
@@ -76,8 +76,8 @@ class ChannelGroups:
           ...     return jnp.maximum(x @ params["w1"], 0) @ params["w2"]
           >>> params = {"w1": jnp.ones((2, 3)), "w2": jnp.ones((3, 5))}
           >>> groups = gp.channel_groups(fn, params, jnp.ones((1, 2)))
-          >>> [group.name for group in groups.select(r"w1\[.*").groups]
-          ['w1[0]', 'w1[1]']
+          >>> [group.name for group in groups.select(r"w2\[0\]").groups]
+          ['w1[1]']
         """
         if isinstance(where, str):
             try:
@@ -86,12 +86,18 @@ class ChannelGroups:
                 raise ValueError(
                     f"where is {where!r}, which is no regular expression: {error}."
                 ) from None
-            found = [group for group in self.groups if pattern.fullmatch(group.name)]
+            found = [
+                group
+                for group in self.groups
+                if any(map(pattern.fullmatch, map(_printed, group.members)))
+            ]
         else:
             found = [group for group in self.groups if where(group)]
         if not found:
-            names = some_of([group.name for group in self.groups])
-            raise ValueError(f"where is {where!r}, which matches none of: {names}.")
+            members = [_printed(each) for own in self.groups for each in own.members]
+            raise ValueError(
+                f"where is {where!r}, which matches none of: {some_of(members)}."
+            )
         return dataclasses.replace(self, groups=tuple(found))
 
     def __str__(self) -> str:
@@ -99,12 +105,21 @@ class ChannelGroups:
             (
                 group.name,
                 f"{group.size:,}",
-                ", ".join(f"{path}[{axis}]" for path, axis in group.members),
+                ", ".join(map(_printed, group.members)),
                 group.fixed,
             )
             for group in self.groups
         ]
-        return text_table(("dimension", "size", "members", "fixed by"), rows)
+        lines = [text_table(("dimension", "size", "members", "fixed by"), rows)]
+        if self.unknown:
+            met = ", ".join(f"{name} ({source})" for name, source in self.unknown)
+            lines.append(f"Without a rule, so nothing is cut at: {met}.")
+        return "\n".join(lines)
+
+
+def _printed(member: tuple[str, int]) -> str:
+    path, axis = member
+    return f"{path}[{axis}]"
 
 
 def groups_of(
@@ -137,12 +152,12 @@ def groups_of(
         alone = np.flatnonzero(kind_of_unit == kind)
         if not places or not alone.size:
             continue
-        number, axis = places[0]
+        members = tuple((names[number], axis) for number, axis in places)
         reason = analysis.reason(int(alone[0])) or "?" if is_fixed[kind] else ""
         group = ChannelGroup(
-            name=f"{names[number]}[{axis}]",
+            name=_printed(members[0]),
             size=len(alone),
-            members=tuple((names[number], axis) for number, axis in places),
+            members=members,
             fixed=reason,
             shapes=tuple(tuple(analysis.shape(inputs[n])) for n, _ in places),
             indices=()

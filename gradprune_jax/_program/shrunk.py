@@ -97,8 +97,8 @@ class Shrunk:
             for name, what in self.needed.items()
         ]
         if self.unknown:
-            names = ", ".join(self.unknown)
-            lines.append(f"Without a rule, so nothing was cut at: {names}.")
+            met = [f"{name} ({source})" for name, source in self.unknown.items()]
+            lines.append(f"Without a rule, so nothing was cut at: {', '.join(met)}.")
         return "\n".join(lines)
 
 

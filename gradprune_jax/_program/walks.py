@@ -7,7 +7,7 @@ from typing import Any
 
 from gradprune_jax._program.analysis import Analysis, Zeros
 from gradprune_jax._program.cut import Cut
-from gradprune_jax._program.tracing import Program
+from gradprune_jax._program.tracing import Program, Step
 from gradprune_jax._program.units import Axis
 
 
@@ -22,7 +22,8 @@ def find_axes(
             analysis.scalars[variable] = value
     for step in program.steps:
         results = analysis.rule_of(step).axes(step, analysis)
-        analysis.axes.update(zip(step.results, results, strict=True))
+        for result, axes in zip(step.results, results, strict=True):
+            analysis.axes[result] = _fix_single(result, axes, step, analysis)
 
 
 def find_zeros(program: Program, inputs: Sequence[Zeros], analysis: Analysis) -> None:
@@ -45,3 +46,21 @@ def run(program: Program, inputs: Sequence[Any], cut: Cut) -> list[Any]:
         results = cut.analysis.rule_of(step).replay(step, operands, cut)
         values.update(zip(step.results, results, strict=True))
     return [values[output] for output in program.outputs]
+
+
+def _fix_single(
+    variable: int, axes: Sequence[Axis], step: Step, analysis: Analysis
+) -> list[Axis]:
+    """The axes of a variable, those of one index fixed.
+
+    Such an index was picked out of many, and its axis may be dropped or repeated later,
+    where nobody would see any more that a value depends on it.
+    """
+    kept: list[Axis] = []
+    for axis, size in zip(axes, analysis.shape(variable), strict=True):
+        is_single = isinstance(size, int) and size == 1
+        if is_single:
+            name = step.primitive.name
+            analysis.fix(axis, f"one index alone, {name}, {step.source}")
+        kept.append(None if is_single else axis)
+    return kept

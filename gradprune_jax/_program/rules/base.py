@@ -16,11 +16,33 @@ from gradprune_jax._program.units import Axis
 class PrimitiveRule:
     """How the axes of a primitive's operands and results hang together.
 
-    This one is the rule of what is unknown: nothing it reads or writes is ever cut.
+    This one is the rule of what is unknown: nothing it reads or writes is ever cut. A
+    rule of one's own writes one, two or all three of the methods.
+
+    Examples:
+      A primitive that divides by the largest element along the last axis.
+
+      >>> class Scaled(PrimitiveRule):
+      ...     def axes(self, step, analysis):
+      ...         *others, last = analysis.axes[step.operands[0]]
+      ...         analysis.fix(last, f"scaled, {step.source}")  # its place matters
+      ...         return [[*others, None]]
+      ...
+      ...     def zeros(self, step, analysis):
+      ...         return [analysis.zeros[step.operands[0]]]
     """
 
     def axes(self, step: Step, analysis: Analysis) -> list[Sequence[Axis]]:
-        """Joins the axes that must be cut alike, and returns those of each result."""
+        """Joins the axes that must be cut alike, and returns those of each result.
+
+        Args:
+          step: the operation.
+          analysis: its `axes` has those of every operand; `join` cuts two alike, `fix`
+            keeps one as it is.
+
+        Returns:
+          For each result, for each axis its units; None for an axis that is fixed.
+        """
         name = step.primitive.name
         analysis.unknown.setdefault(name, step.source)
         for operand in step.operands:
@@ -28,18 +50,45 @@ class PrimitiveRule:
         return [[None] * len(analysis.shape(result)) for result in step.results]
 
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
-        """Says what of each result is zero, and which units its sums need."""
+        """Says what of each result is zero, and which units its sums need.
+
+        Args:
+          step: the operation.
+          analysis: its `zeros` has those of every operand; `needs` keeps the terms of a
+            sum.
+
+        Returns:
+          The zeros of each result.
+        """
         return [Zeros.of(False, analysis.shape(result)) for result in step.results]
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
     ) -> Sequence[jax.Array]:
-        """Computes the results from operands that were cut."""
+        """Computes the results from operands that were cut.
+
+        Args:
+          step: the operation.
+          operands: their smaller values.
+          cut: `shape` has the shape that a variable has after the cut.
+
+        Returns:
+          The smaller results.
+        """
         del cut
         return bind(step, operands)
 
 
 def bind(step: Step, operands: Sequence[Any], **changed: Any) -> Sequence[Any]:
-    """Runs a primitive, some of its parameters changed."""
+    """Runs a primitive, some of its parameters changed.
+
+    Args:
+      step: the operation.
+      operands: its operands.
+      **changed: parameters that have other values on smaller arrays, such as a shape.
+
+    Returns:
+      Its results, a sequence also where there is one alone.
+    """
     results = step.primitive.bind(*operands, **{**step.params, **changed})
     return results if step.primitive.multiple_results else [results]
