@@ -373,3 +373,25 @@ def test_equinox_modules_by_partition():
     shrunk = gp.shrink(fn, smaller, x)
     assert shrunk.params.layers[1].weight.shape == (4, 4)
     assert_same(fn, smaller, shrunk, x)
+
+
+def test_the_function_is_traced_once_for_the_types_that_it_was_shrunk_with():
+    traces = []
+
+    def fn(params, x):
+        traces.append(1)
+        return jnp.maximum(x @ params["w"], 0) @ params["v"]
+
+    params = {"w": dense(0, 3, 4).at[:, 1].set(0), "v": dense(1, 4, 2)}
+    x = dense(2, 5, 3)
+    shrunk = gp.shrink(fn, params, x)
+    for _ in range(3):
+        assert_same(chain_of_two, params, shrunk, x)
+    assert len(traces) == 1
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), shrunk.params)
+    assert shrunk.fn(halves, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert len(traces) == 2
+
+
+def chain_of_two(params, x):
+    return jnp.maximum(x @ params["w"], 0) @ params["v"]

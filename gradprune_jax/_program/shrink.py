@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._checks import is_traced
@@ -155,7 +154,7 @@ def shrink(
     axes = [analysis.axes[variable] for variable in program.inputs[: len(values)]]
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
-        fn=_smaller_function(fn, params, traced, cut, rules),
+        fn=_smaller_function(fn, params, inputs, traced, cut, rules),
         sizes={
             group.name: (group.size, group.size - int(analysis.cut[units].sum()))
             for group, units in groups
@@ -195,46 +194,61 @@ def _needed(
 def _smaller_function(
     fn: Callable[..., Any],
     params: Any,
+    inputs: Sequence[Any],
     traced: Trace,
     cut: Cut,
     rules: Rules | None,
 ) -> Callable[..., Any]:
-    """The function of smaller parameters, traced anew for inputs of other shapes."""
+    """The function of smaller parameters, traced anew for inputs of other types."""
     full = jax.tree.map(_as_type, params)
+    types = jax.tree.map(_as_type, (params, inputs))
     names = _names(params)
     known = _known_variables(traced)
     stays = [[cut.stays(axis) for axis in cut.analysis.axes[x]] for x in known]
     shapes = [cut.shape(variable) for variable in known[: traced.params]]
-    structure = jax.tree.structure(params)
 
     def small(params: Any, *inputs: Any) -> Any:
-        given: Any = jax.tree.structure(params)
-        if given != structure:
-            raise ValueError(f"params is {given}; fn was shrunk with {structure}.")
-        leaves = jax.tree.leaves(params)
-        for name, leaf, shape in zip(names, leaves, shapes, strict=True):
-            if jnp.shape(leaf) != shape:
-                raise ValueError(
-                    f"parameter {name!r} has the shape {jnp.shape(leaf)}; after the "
-                    f"cut it has {shape}. Give the `params` of the same `Shrunk`."
-                )
-        anew = trace(fn, full, jax.tree.map(_as_type, inputs))
-        own = Cut(analyse(anew, rules))
-        for variable, per_axis in zip(_known_variables(anew), stays, strict=False):
-            own.impose(variable, per_axis)
-        for name, variable, shape in zip(
-            names, anew.program.inputs, shapes, strict=False
-        ):
-            if own.shape(variable) != shape:
-                raise ValueError(
-                    f"for inputs of these shapes fn can't do with {shape} of "
-                    f"{name!r}, as it could when it was shrunk; shrink it with such "
-                    "inputs."
-                )
-        outputs = run(anew.program, [*leaves, *jax.tree.leaves(inputs)], own)
-        return jax.tree.unflatten(anew.outputs, outputs)
+        _check_params(params, full, names, shapes)
+        given = jax.tree.map(_with_dtype, full, params), jax.tree.map(_as_type, inputs)
+        if given == types:
+            own, own_cut = traced, cut
+        else:
+            own = trace(fn, given[0], given[1])
+            own_cut = Cut(analyse(own, rules))
+            for variable, per_axis in zip(_known_variables(own), stays, strict=False):
+                own_cut.impose(variable, per_axis)
+            for name, variable, shape in zip(
+                names, own.program.inputs, shapes, strict=False
+            ):
+                if own_cut.shape(variable) != shape:
+                    raise ValueError(
+                        f"for inputs of these shapes fn can't do with {shape} of "
+                        f"{name!r}, as it could when it was shrunk; shrink it with "
+                        "such inputs."
+                    )
+        outputs = run(own.program, jax.tree.leaves((params, inputs)), own_cut)
+        return jax.tree.unflatten(own.outputs, outputs)
 
     return small
+
+
+def _check_params(
+    params: Any,
+    full: Any,
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+) -> None:
+    """Refuses parameters that are not those of the smaller function."""
+    given: Any = jax.tree.structure(params)
+    wanted: Any = jax.tree.structure(full)
+    if given != wanted:
+        raise ValueError(f"params is {given}; fn was shrunk with {wanted}.")
+    for name, leaf, shape in zip(names, jax.tree.leaves(params), shapes, strict=True):
+        if np.shape(leaf) != shape:
+            raise ValueError(
+                f"parameter {name!r} has the shape {np.shape(leaf)}; after the cut it "
+                f"has {shape}. Give the `params` of the same `Shrunk`."
+            )
 
 
 def _known_variables(traced: Trace) -> list[int]:
@@ -252,6 +266,12 @@ def _known_variables(traced: Trace) -> list[int]:
 
 def _names(params: Any) -> list[str]:
     return [leaf.name for leaf in named_leaves(params)]
+
+
+def _with_dtype(full: jax.ShapeDtypeStruct, leaf: Any) -> jax.ShapeDtypeStruct:
+    """The type of a whole parameter, with the dtype that its smaller one has now."""
+    own = _as_type(leaf)
+    return jax.ShapeDtypeStruct(full.shape, own.dtype, weak_type=own.weak_type)
 
 
 def _as_type(value: Any) -> jax.ShapeDtypeStruct:
