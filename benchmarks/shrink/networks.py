@@ -30,12 +30,14 @@ class ResNet(nn.Module):
       bottleneck: whether a block is 1x1, 3x3, 1x1 with four times the channels, as for
         ImageNet, behind a 7x7 convolution and a pool; else two 3x3, as for CIFAR.
       classes: of the classifier.
+      stride: of the first convolution of a network for CIFAR.
     """
 
     widths: Sequence[int]
     blocks: Sequence[int]
     bottleneck: bool = False
     classes: int = 10
+    stride: int = 1
 
     @nn.compact
     def __call__(self, images: jax.Array, *, training: bool = False) -> jax.Array:
@@ -48,7 +50,7 @@ class ResNet(nn.Module):
             x = nn.relu(norm()(conv(self.widths[0], (7, 7), 2)(images)))
             x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         else:
-            x = nn.relu(norm()(conv(self.widths[0], (3, 3))(images)))
+            x = nn.relu(norm()(conv(self.widths[0], (3, 3), self.stride)(images)))
         for stage, (width, blocks) in enumerate(
             zip(self.widths, self.blocks, strict=True)
         ):

@@ -102,6 +102,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def compiled_flops(fn: Any, params: Any, inputs: Any) -> float:
+    """Floating-point operations of a function's program, by XLA's own estimate."""
+    return _flops(jax.jit(fn).lower(params, inputs).compile())
+
+
 def _size(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
