@@ -38,6 +38,32 @@ def layer(kind, params, x):
             return jax.lax.scan(
                 lambda x, w: (x + jnp.tanh(x @ w), None), x, params["stack"]
             )[0]
+        case "while":
+            return jax.lax.fori_loop(
+                0, 2, lambda _, x: x + jnp.tanh(x @ params["w"]), x
+            )
+        case "cond":  # both branches, so that one input shows what both need
+            branches = lambda x: jnp.sin(x) @ params["w"], jnp.tanh
+            return sum(
+                jax.lax.cond(is_first, *branches, x) for is_first in (True, False)
+            )
+        case "attention":
+            scores = (x @ params["w"]) @ (x @ params["v"]).T
+            return jax.nn.softmax(scores) @ x
+        case "convolution":
+            return jnp.tanh(convolved(x, params["kernel"], 1))
+        case "depthwise":
+            return convolved(x, params["depthwise"], 4) + params["b"]
+        case "taps":
+            later = jnp.concatenate([x[1:], x[:1]])
+            return jnp.sin(x * params["taps"][0] + later * params["taps"][1])
+        case "scatter":
+            return jnp.zeros_like(x).at[jnp.array([0, 2, 0, 1, 4])].add(x * params["b"])
+        case "gather":
+            return params["table"][jnp.array([2, 0, 0, 1, 2])] * x
+        case "shuffle":
+            pairs = (x @ params["w"]).reshape(-1, 2, 2).swapaxes(1, 2)
+            return pairs.reshape(x.shape)
         case "max":
             return x / (1 + jnp.max(jnp.abs(x), -1, keepdims=True)) @ params["w"]
 
@@ -51,11 +77,31 @@ SHAPES = {
     "tall": (8, 4),
     "heads": (2, 2, 4),
     "stack": (3, 4, 4),
+    "table": (3, 4),
+    "kernel": (3, 4, 4),
+    "depthwise": (3, 1, 4),
+    "taps": (2, 4),
 }
-LAYERS = ["dense", "residual", "gate", "concatenate", "heads", "norm", "scan", "max"]
+LAYERS = [
+    *("dense", "residual", "gate", "concatenate", "heads", "norm", "scan", "max"),
+    *("while", "cond", "attention", "convolution", "depthwise", "taps", "scatter"),
+    *("gather", "shuffle"),
+]
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+def convolved(x, kernel, groups):
+    """A convolution over the rows."""
+    return jax.lax.conv_general_dilated(
+        x[None],
+        kernel,
+        (1,),
+        "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=groups,
+    )[0]
+
+
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4), st.integers(0, 10_000)
 )

@@ -9,7 +9,7 @@ from typing import Any
 from rich.progress import track
 
 from benchmarks import stored
-from benchmarks.shrink import accuracy, speed
+from benchmarks.shrink import accuracy, peer, speed
 from benchmarks.shrink.networks import NETWORKS, case
 from gradprune_jax.demo import data
 
@@ -25,6 +25,9 @@ def main() -> None:
         help="IDX files of Fashion-MNIST: train instead, and compare accuracies",
     )
     parser.add_argument(
+        "--peer", help="the Python of an environment with torch-pruning: compare both"
+    )
+    parser.add_argument(
         "--out",
         type=pathlib.Path,
         default=pathlib.Path("shrink-results"),
@@ -35,7 +38,11 @@ def main() -> None:
     )
     parser.add_argument("--dry", action="store_true", help="print only, store nothing")
     arguments = parser.parse_args()
-    part = "speed" if arguments.data_dir is None else "accuracy"
+    part = "speed"
+    if arguments.data_dir is not None:
+        part = "accuracy"
+    elif arguments.peer is not None:
+        part = "peer"
     results = stored.read("shrink") | {part: PARTS[part](arguments)}
     results[f"{part}_on"] = stored.machine()
     text = tables(results)
@@ -45,13 +52,15 @@ def main() -> None:
 
 
 def measure_speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every network, dense and cut, in turns."""
+    """Every network, dense and cut, in turns; of those left out the last figures."""
     batches = tuple(arguments.batch or speed.BATCHES)
-    return [
-        row
-        for name in track(arguments.only or NETWORKS, "networks")
-        for row in speed.measure(case(name), name, batches)
-    ]
+    stored_rows = stored.read("shrink").get("speed", [])
+    rows = {row["network"]: [] for row in stored_rows}
+    for row in stored_rows:
+        rows[row["network"]].append(row)
+    for name in track(arguments.only or NETWORKS, "networks"):
+        rows[name] = speed.measure(case(name), name, batches)
+    return [row for name in NETWORKS for row in rows.get(name, [])]
 
 
 def measure_accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -65,6 +74,7 @@ def tables(results: dict[str, Any]) -> str:
     parts = []
     for part, title, table in (
         ("speed", "Time and FLOPs", speed.table),
+        ("peer", "Side by side with Torch-Pruning", peer.table),
         ("accuracy", "Accuracy on Fashion-MNIST", accuracy.table),
     ):
         if part in results:
@@ -77,7 +87,12 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-PARTS = {"speed": measure_speed, "accuracy": measure_accuracy}
+def measure_peer(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same network by Torch-Pruning."""
+    return peer.measure(arguments.peer)
+
+
+PARTS = {"speed": measure_speed, "peer": measure_peer, "accuracy": measure_accuracy}
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def measure(case: Case, name: str, batches: tuple[int, ...]) -> list[dict[str, A
         shrunk = gp.shrink(case.fn, pruned, case.batch(1))
         shrink_seconds[share] = time.perf_counter() - started
         networks[share] = (shrunk.fn, shrunk.params)
-        errors[share] = _relative_error(
+        errors[share] = relative_error(
             jax.jit(case.fn)(pruned, case.batch(2)),
             jax.jit(shrunk.fn)(shrunk.params, case.batch(2)),
         )
@@ -116,7 +116,7 @@ def _flops(compiled: Any) -> float:
     return float(compiled.cost_analysis()["flops"])
 
 
-def _relative_error(wanted: Any, found: Any) -> float:
+def relative_error(wanted: Any, found: Any) -> float:
     """The largest difference, over the largest number."""
     scale = np.abs(np.asarray(wanted)).max()
     return float(np.abs(np.asarray(wanted) - np.asarray(found)).max() / scale)

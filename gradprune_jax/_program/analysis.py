@@ -1,7 +1,8 @@
-"""Analysis: what belongs together in a program, and what is zero in it.
+"""Analysis: what belongs together in a program, what is zero, and what is needed.
 
-Two walks over the steps. The first finds the units of every axis of every variable. The
-second finds where values are zero, and which units every sum can do without.
+Three walks over the steps. The first finds the units of every axis of every variable.
+The second finds where values are zero. The third goes back from the outputs: a unit is
+live if it is fixed, or if a sum whose result is live has a term there that is not zero.
 """
 
 from __future__ import annotations
@@ -35,13 +36,8 @@ class Zeros(NamedTuple):
         return cls(is_zero, [np.full(known_size(size), is_zero) for size in shape])
 
     @classmethod
-    def of_value(cls, value: Any, cut: Sequence[np.ndarray | None]) -> Zeros:
-        """Those of numbers; what is cut, bool of each axis, counts as zero."""
-        nonzero = np.asarray(value != 0)
-        for axis, gone in enumerate(cut):
-            if gone is not None and gone.any():
-                others = [other for other in range(nonzero.ndim) if other != axis]
-                nonzero = nonzero & np.expand_dims(~gone, others)
+    def of_pattern(cls, nonzero: np.ndarray) -> Zeros:
+        """Those of numbers of which it is known where they are not zero."""
         axes = range(nonzero.ndim)
         along = [
             np.asarray(~nonzero.any(tuple(other for other in axes if other != axis)))
@@ -72,6 +68,8 @@ class Analysis:
         self.zeros: dict[int, Zeros] = {}
         self.scalars: dict[int, Any] = {}
         self.unknown: dict[str, str] = {}
+        # Where numbers that are known are not zero.
+        self._patterns: dict[int, np.ndarray] = {}
         self._reasons: list[tuple[np.ndarray, str]] = []
         self.cut = np.zeros(0, bool)
         # Which sum needs each unit, by its number in a list; -1 for none.
@@ -98,11 +96,28 @@ class Analysis:
         is_number = jax.numpy.issubdtype(self.types[variable].dtype, np.number)
         if is_traced(value) or not is_number:
             return Zeros.of(False, self.shape(variable))
-        cut = [
-            None if self.units.resolve(axis) is None else self.is_cut(axis)
-            for axis in self.axes[variable]
-        ]
-        return Zeros.of_value(value, cut)
+        pattern = np.asarray(on_host(value) != 0)
+        for axis, units in enumerate(self.axes[variable]):
+            gone = self.is_cut(units)
+            if gone.any():
+                others = [other for other in range(pattern.ndim) if other != axis]
+                pattern = pattern & np.expand_dims(~gone, others)
+        self._patterns[variable] = pattern
+        return Zeros.of_pattern(pattern)
+
+    def copy_patterns(self, variables: Sequence[int], to: Sequence[int]) -> None:
+        """Take over where numbers are not zero, into the inputs of a body.
+
+        Args:
+          variables: of which it may be known.
+          to: as many inputs, or more. One of fewer axes is a layer of its variable.
+        """
+        for variable, inner in zip(variables, to, strict=False):
+            pattern = self._patterns.get(variable)
+            if pattern is not None:
+                layers = pattern.ndim - len(self.shape(inner))
+                any_layer = np.any(pattern, tuple(range(layers)))
+                self._patterns[inner] = np.asarray(any_layer)
 
     def fix(self, axis: Axis, reason: str) -> None:
         """Never cut an axis, and remember why."""
@@ -135,6 +150,45 @@ class Analysis:
         """Never cut any axis of a variable."""
         for axis in self.axes[variable]:
             self.fix(axis, reason)
+
+    def zero_terms(self, variable: int, axis: int, summed: Sequence[int]) -> np.ndarray:
+        """Where all terms of a sum along an axis are zero, for results that are live.
+
+        Args:
+          variable: an operand of the sum.
+          axis: the axis.
+          summed: all axes of the operand that are summed over; the others are axes of
+            the result.
+        """
+        is_zero = self.zeros[variable].along[axis]
+        pattern = self._patterns.get(variable)
+        if pattern is None:
+            return is_zero
+        for other, units in enumerate(self.axes[variable]):
+            if other not in summed:
+                live = self._live_indices(units)
+                if live is not None and not live.all():
+                    pattern = pattern.compress(live, other)
+        others = tuple(other for other in range(pattern.ndim) if other != axis)
+        return is_zero | ~pattern.any(others)
+
+    def is_live(self, variable: int) -> bool:
+        """Whether anything of a variable may be needed, as far as is known by now."""
+        along = map(self._live_indices, self.axes[variable])
+        return all(live is None or bool(live.any()) for live in along)
+
+    def _live_indices(self, axis: Axis) -> np.ndarray | None:
+        """Which indices of an axis have live units alone, bool [size]; None for all."""
+        resolved = self.units.resolve(axis)
+        if resolved is None:
+            return None
+        live = (self._needed_by[resolved] >= 0) | (resolved < 0)
+        return np.asarray(live.all(1))
+
+    @property
+    def needed(self) -> int:
+        """How many units are needed, as far as is known by now."""
+        return int(np.sum(self._needed_by >= 0))
 
     def needs(self, axis: Axis, is_zero: np.ndarray, step: Step) -> None:
         """Keep the units of a sum's terms, but for those that are zero."""
@@ -181,6 +235,16 @@ class Analysis:
                 if resolved is not None and self.is_cut(resolved).all():
                     first = resolved[0]
                     self.cut[first[first >= 0]] = False
+
+
+def on_host(value: Any) -> Any:
+    """An array of one CPU device as NumPy's, without a copy; others as they are."""
+    if not isinstance(value, jax.Array) or is_traced(value):
+        return value
+    devices = value.devices()
+    is_here = len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    is_number = jax.numpy.issubdtype(value.dtype, np.number) or value.dtype == bool
+    return np.asarray(value) if is_here and is_number else value
 
 
 def known_size(size: Any) -> int:

@@ -8,8 +8,23 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis
+from gradprune_jax._program.analysis import Analysis, on_host
 from gradprune_jax._program.units import Axis
+
+
+def take(value: Any, indices: Sequence[np.ndarray | None]) -> Any:
+    """The chosen indices along every axis of an array; None chooses all.
+
+    On the host where the array is there, for JAX would compile each shape anew.
+    """
+    if all(own is None for own in indices):
+        return value
+    taken = on_host(value)
+    xp = np if isinstance(taken, np.ndarray) else jnp
+    for axis, own in enumerate(indices):
+        if own is not None:
+            taken = xp.take(taken, own, axis=axis)
+    return jnp.asarray(taken)
 
 
 class Cut:
@@ -46,11 +61,8 @@ class Cut:
 
     def array(self, variable: int, value: Any) -> Any:
         """The value of a variable without what is cut."""
-        for axis, units in enumerate(self.analysis.axes[variable]):
-            indices = self.indices(units)
-            if indices is not None:
-                value = jnp.take(value, indices, axis=axis)
-        return value
+        indices = [*map(self.indices, self.analysis.axes[variable])]
+        return take(value, indices)
 
     def impose(self, variable: int, stays: Sequence[np.ndarray | None]) -> None:
         """Cut the indices of a variable that do not stay, and all that is cut alike."""

@@ -16,7 +16,7 @@ from gradprune_jax._program.groups import ChannelGroup, ChannelGroups, groups_of
 from gradprune_jax._program.rules import RULES, UNKNOWN, PrimitiveRule
 from gradprune_jax._program.shrunk import Shrunk
 from gradprune_jax._program.tracing import Program, Trace, trace
-from gradprune_jax._program.walks import find_axes, find_zeros, run
+from gradprune_jax._program.walks import find_axes, find_needs, find_zeros, run
 from gradprune_jax._tree import named_leaves
 
 Rules = Mapping[str, PrimitiveRule]
@@ -141,10 +141,11 @@ def shrink(
         for variable in program.inputs[len(values) :]
     ]
     is_changed = True
-    while is_changed:  # what was cut may leave a channel further up without a reader
-        analysis.start_over()
+    while is_changed:  # what was cut may leave zeros further down
         of_params = map(analysis.zeros_of, program.inputs, values)
         find_zeros(program, [*of_params, *of_inputs], analysis)
+        analysis.start_over()
+        find_needs(program, analysis)
         is_changed = analysis.cut_more()
     analysis.keep_one_of_each()
     cut = Cut(analysis)

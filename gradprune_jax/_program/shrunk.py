@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gradprune_jax._program.cut import take
 from gradprune_jax._tables import by, some_of, text_table
 from gradprune_jax._tree import Leaf, named_leaves
 
@@ -80,11 +81,7 @@ class Shrunk:
                 f"the tree has {leaf.name!r} of shape {shape}; the parameters were "
                 f"{before} before the cut. Give a tree like these."
             )
-        value = leaf.value
-        for axis, own in enumerate(self.indices[leaf.name]):
-            if own is not None:
-                value = value.take(own, axis)
-        return value
+        return take(leaf.value, self.indices[leaf.name])
 
     def __str__(self) -> str:
         rows = [

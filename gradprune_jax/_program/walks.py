@@ -1,4 +1,4 @@
-"""Walks: over the steps of a program, to find units, to find zeros, and to run it."""
+"""Walks: over the steps of a program, to find units, zeros and needs, and to run it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def find_zeros(program: Program, inputs: Sequence[Zeros], analysis: Analysis) ->
     for step in program.steps:
         results = analysis.rule_of(step).zeros(step, analysis)
         analysis.zeros.update(zip(step.results, results, strict=True))
+
+
+def find_needs(program: Program, analysis: Analysis) -> None:
+    """Finds which units the sums need, from the outputs back to the inputs."""
+    for step in reversed(program.steps):
+        analysis.rule_of(step).needs(step, analysis)
 
 
 def run(program: Program, inputs: Sequence[Any], cut: Cut) -> list[Any]:

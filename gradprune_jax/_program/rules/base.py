@@ -17,7 +17,7 @@ class PrimitiveRule:
     """How the axes of a primitive's operands and results hang together.
 
     This one is the rule of what is unknown: nothing it reads or writes is ever cut. A
-    rule of one's own writes one, two or all three of the methods.
+    rule of one's own writes some or all of the methods.
 
     Examples:
       A primitive that divides by the largest element along the last axis.
@@ -50,17 +50,25 @@ class PrimitiveRule:
         return [[None] * len(analysis.shape(result)) for result in step.results]
 
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
-        """Says what of each result is zero, and which units its sums need.
+        """Says what of each result is zero.
 
         Args:
           step: the operation.
-          analysis: its `zeros` has those of every operand; `needs` keeps the terms of a
-            sum.
+          analysis: its `zeros` has those of every operand.
 
         Returns:
           The zeros of each result.
         """
         return [Zeros.of(False, analysis.shape(result)) for result in step.results]
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """Keeps the terms of its sums; most primitives sum nothing.
+
+        Args:
+          step: the operation.
+          analysis: its `needs` keeps the terms that are not zero, if `is_live` is true
+            of the result.
+        """
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut

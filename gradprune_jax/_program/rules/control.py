@@ -13,7 +13,7 @@ from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule
 from gradprune_jax._program.tracing import Program, Step
 from gradprune_jax._program.units import Axis
-from gradprune_jax._program.walks import find_axes, find_zeros, run
+from gradprune_jax._program.walks import find_axes, find_needs, find_zeros, run
 
 
 class Scan(PrimitiveRule):
@@ -41,6 +41,10 @@ class Scan(PrimitiveRule):
         (body,), consts, carry = step.bodies, *self._counts(step)
         given = [analysis.zeros[operand] for operand in step.operands]
         layers = [Zeros(x.all, x.along[1:]) for x in given[consts + carry :]]
+        # What is carried is another value in every turn.
+        analysis.copy_patterns(step.operands[:consts], body.inputs)
+        after = consts + carry
+        analysis.copy_patterns(step.operands[after:], body.inputs[after:])
 
         def turn(carried: list[Zeros]) -> list[Zeros]:
             find_zeros(body, [*given[:consts], *carried, *layers], analysis)
@@ -57,6 +61,10 @@ class Scan(PrimitiveRule):
                 for x, result in zip(outputs[carry:], step.results[carry:], strict=True)
             ),
         ]
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """Those of all turns."""
+        _needs_of_loop(step, analysis)
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
@@ -99,6 +107,9 @@ class While(PrimitiveRule):
         """What is zero before the first turn, and stays so."""
         given = [analysis.zeros[operand] for operand in step.operands]
         condition, body, of_condition, of_body, start = self._parts(step, given)
+        first, second = len(of_condition), len(of_body)
+        analysis.copy_patterns(step.operands[:first], condition.inputs)
+        analysis.copy_patterns(step.operands[first : first + second], body.inputs)
 
         def turn(now: list[Zeros]) -> list[Zeros]:
             find_zeros(condition, [*of_condition, *now], analysis)
@@ -106,6 +117,10 @@ class While(PrimitiveRule):
             return [analysis.zeros[output] for output in body.outputs]
 
         return _until_stable(turn, start)
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """Those of all turns."""
+        _needs_of_loop(step, analysis)
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
@@ -151,10 +166,16 @@ class Branches(PrimitiveRule):
         given = [analysis.zeros[operand] for operand in step.operands[1:]]
         results: list[Zeros] | None = None
         for branch in step.bodies:
+            analysis.copy_patterns(step.operands[1:], branch.inputs)
             find_zeros(branch, given, analysis)
             own = [analysis.zeros[output] for output in branch.outputs]
             results = own if results is None else [*map(_both, results, own)]
         return results or []
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """Those of every branch."""
+        for branch in step.bodies:
+            find_needs(branch, analysis)
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
@@ -165,6 +186,15 @@ class Branches(PrimitiveRule):
             for branch in step.bodies
         ]
         return jax.lax.switch(operands[0], branches, *operands[1:])
+
+
+def _needs_of_loop(step: Step, analysis: Analysis) -> None:
+    """What a turn needs of the one before it, until it needs no more."""
+    before = -1
+    while before != analysis.needed:
+        before = analysis.needed
+        for body in step.bodies:
+            find_needs(body, analysis)
 
 
 def _joined(

@@ -43,9 +43,6 @@ class DotGeneral(PrimitiveRule):
         """A product is zero where one operand is."""
         (contracted, batch), (left, right) = self._numbers(step), step.operands
         one, other = analysis.zeros[left], analysis.zeros[right]
-        for x, y in zip(*contracted, strict=True):
-            is_zero = one.along[x] | other.along[y]
-            analysis.needs(analysis.axes[left][x], is_zero, step)
         along = [one.along[x] | other.along[y] for x, y in zip(*batch, strict=True)]
         nothing = one.all or other.all
         for zeros, gone, alike in zip((one, other), contracted, batch, strict=True):
@@ -55,6 +52,16 @@ class DotGeneral(PrimitiveRule):
                 if axis not in (*gone, *alike)
             ]
         return [Zeros(nothing, along)]
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """The terms of which neither operand is zero."""
+        (contracted, _), (left, right) = self._numbers(step), step.operands
+        if not analysis.is_live(step.results[0]):
+            return
+        for x, y in zip(*contracted, strict=True):
+            is_zero = analysis.zero_terms(left, x, contracted[0])
+            is_zero = is_zero | analysis.zero_terms(right, y, contracted[1])
+            analysis.needs(analysis.axes[left][x], is_zero, step)
 
     def _numbers(self, step: Step) -> Any:
         return step.params["dimension_numbers"]
@@ -118,20 +125,36 @@ class Convolution(PrimitiveRule):
         if step.params["batch_group_count"] != 1:
             return [Zeros.of(False, shape)]
         inputs = one.along[numbers.lhs_spec[1]]
-        outputs, within = (other.along[axis] for axis in numbers.rhs_spec[:2])
+        outputs = other.along[numbers.rhs_spec[0]]
         by_group = inputs.reshape(groups, -1)
-        if groups == 1:
-            axis = analysis.axes[left][numbers.lhs_spec[1]]
-            analysis.needs(axis, inputs | within, step)
-        elif by_group.shape[1] > 1:
-            axis = analysis.axes[right][numbers.rhs_spec[1]]
-            analysis.needs(axis, by_group.all(0) | within, step)
         along = list(Zeros.of(one.all or other.all, shape).along)
         along[numbers.out_spec[0]] = one.along[numbers.lhs_spec[0]]
         along[numbers.out_spec[1]] = outputs | np.repeat(
             by_group.all(1), len(outputs) // groups
         )
         return [Zeros(one.all or other.all, along)]
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """The input features that are not zero, nor the kernel there."""
+        left, right = step.operands
+        numbers, groups = (
+            step.params["dimension_numbers"],
+            step.params["feature_group_count"],
+        )
+        is_plain = step.params["batch_group_count"] == 1  # else all is fixed
+        if not (is_plain and analysis.is_live(step.results[0])):
+            return
+        features = numbers.lhs_spec[1]
+        inputs = analysis.zeros[left].along[features]
+        within = numbers.rhs_spec[1]
+        summed = (within, *numbers.rhs_spec[2:])
+        if groups == 1:
+            is_zero = inputs | analysis.zero_terms(right, within, summed)
+            analysis.needs(analysis.axes[left][features], is_zero, step)
+        elif analysis.shape(right)[within] > 1:
+            by_group = inputs.reshape(groups, -1).all(0)
+            is_zero = by_group | analysis.zeros[right].along[within]
+            analysis.needs(analysis.axes[right][within], is_zero, step)
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut
@@ -178,10 +201,6 @@ class Reduce(PrimitiveRule):
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """Zero where the operand is."""
         zeros, gone = analysis.zeros[step.operands[0]], self._gone(step)
-        if self.is_sum:
-            for axis in gone:
-                own = analysis.axes[step.operands[0]][axis]
-                analysis.needs(own, zeros.along[axis], step)
         if not self._keeps_zeros(step):
             return [Zeros.of(False, analysis.shape(x)) for x in step.results]
         along = [own for axis, own in enumerate(zeros.along) if axis not in gone]
@@ -198,6 +217,14 @@ class ReduceSum(Reduce):
     """A sum over axes: an index that is zero adds nothing."""
 
     is_sum = True
+
+    def needs(self, step: Step, analysis: Analysis) -> None:
+        """The terms that are not zero."""
+        operand, gone = step.operands[0], self._gone(step)
+        if analysis.is_live(step.results[0]):
+            for axis in gone:
+                is_zero = analysis.zero_terms(operand, axis, gone)
+                analysis.needs(analysis.axes[operand][axis], is_zero, step)
 
 
 class AlongAxis(PrimitiveRule):
