@@ -1,5 +1,6 @@
 """The benchmarks run, and their tables say what was measured."""
 
+import functools
 import json
 
 import jax
@@ -9,8 +10,12 @@ import pytest
 
 import gradprune_jax as gp
 from benchmarks import inference, patterns, stored
+from benchmarks.paper.images import ImageTask
+from benchmarks.paper.task import Configuration
 from benchmarks.program import Program
+from benchmarks.shrink import accuracy, networks, speed
 from benchmarks.speed import compilation, mask_update, rivals, step, tables
+from gradprune_jax.demo import data
 from gradprune_jax.demo.models import LinenNetwork
 
 
@@ -151,3 +156,45 @@ ENTRY %main (p: u32[2]) -> u32[2] {
     assert found["collectives"]["all-to-all"]["number"] == found["sorts"] == 0
     assert found["largest_all_reduce_bytes"] == 256
     assert found["loops"] == [{"all_reduces": 1, "bytes": 32}]
+
+
+def test_a_network_is_cut_timed_and_shown():
+    made = networks.case("the demo's CNN")
+    rows = speed.measure(made, "the demo's CNN", batches=(2,))
+    assert [row["parameters_left"] for row in rows] == [207_178, 52_266]
+    for row in rows:
+        assert row["flops_left"] < row["flops"]
+        assert row["error"] < 1e-5
+        assert min(row["ms"], row["ms_left"]) > 0
+    assert "| the demo's CNN | 2 | 50 % | 824,970 -> 207,178 |" in speed.table(rows)
+
+
+def test_the_networks_that_are_cut_are_of_the_published_sizes():
+    def size(name):
+        model, shape, tokens = networks.NETWORKS[name]
+        batch = jax.ShapeDtypeStruct((1, *shape), jnp.int32 if tokens else jnp.float32)
+        options = {"training": False} if name == "MobileNet v1" else {}
+        init = functools.partial(model().init, **options)
+        params = jax.eval_shape(init, jax.random.key(0), batch)["params"]
+        return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    assert size("ResNet-50") == pytest.approx(25.56e6, rel=0.001)
+    assert size("MobileNet v1") == pytest.approx(4.23e6, rel=0.01)
+    assert size("BERT-base") == pytest.approx(108.9e6, rel=0.01)
+
+
+def test_accuracies_are_measured_once_and_shown(tmp_path, monkeypatch):
+    def one_row(dataset, epochs):
+        task = ImageTask(networks.ResNet((4,), (1,)), dataset, steps=2, batch_size=32)
+        cut = {"parameters_left": 1_234, "flops_left": 56.0}
+        return [accuracy.Row("dense", Configuration("dense", task), cut)]
+
+    monkeypatch.setattr(accuracy, "rows", one_row)
+    monkeypatch.setattr(accuracy, "SEEDS", (0, 1))
+    said = []
+    records = accuracy.run(data.load().limit(64), tmp_path, said.append)
+    assert said == ["seed 0, dense", "seed 1, dense"]
+    assert all(0 <= record["metrics"]["accuracy"] <= 100 for record in records)
+    assert "| dense | 1,234 | 100 % |" in accuracy.table(records)
+    assert accuracy.run(data.load().limit(64), tmp_path, said.append) == records
+    assert len(said) == 2  # trained once
