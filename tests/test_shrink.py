@@ -336,7 +336,10 @@ def test_a_rule_for_a_primitive_of_ones_own():
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_haiku_functions(fast):
-    """In two passes a variance adds the mean squared where a channel is zero."""
+    """In two passes a variance adds the mean squared where a channel is zero.
+
+    That is one number for all such channels, and is added instead.
+    """
     hk = pytest.importorskip("haiku")
 
     def net(x):
@@ -354,10 +357,66 @@ def test_haiku_functions(fast):
     shrunk = gp.shrink(model.apply, smaller, x)
     assert len(groups.free) == 2
     assert shrunk.params["lstm/linear"]["b"].shape == (12,)
-    assert shrunk.params["conv2_d"]["w"].shape == (3, 3, 1, 4 if fast else 8)
-    assert list(shrunk.needed) == ([] if fast else ["conv2_d/b[0]"])
-    assert fast or "reduce_sum" in shrunk.needed["conv2_d/b[0]"]
-    assert_same(model.apply, smaller, shrunk, x)
+    assert shrunk.params["conv2_d"]["w"].shape == (3, 3, 1, 4)
+    for batch in (x, dense(1, 9, 6, 6, 1), -3 * x):
+        assert_same(model.apply, smaller, shrunk, batch)
+
+
+def test_channels_that_are_zero_and_needed_are_named():
+    """A constant that is no parameter is added to them, and all are summed."""
+    constant = dense(3, 4)
+
+    def fn(params, x):
+        hidden = jnp.tanh(x @ params["w"] + constant)
+        return hidden.sum(-1), hidden @ params["v"]
+
+    params = {"w": dense(0, 3, 4).at[:, 2].set(0), "v": dense(1, 4, 2).at[2].set(0)}
+    x = dense(2, 5, 3)
+    shrunk = gp.shrink(fn, params, x)
+    assert shrunk.params["w"].shape == (3, 4)
+    assert list(shrunk.needed) == ["v[0]"]
+    assert "Zeros of v[0] are needed by reduce_sum" in str(shrunk)
+
+
+def test_equinox_layers_with_a_norm_in_two_passes():
+    eqx = pytest.importorskip("equinox")
+    keys = jax.random.split(KEY, 4)
+    model = {
+        "embed": eqx.nn.Linear(3, 8, key=keys[0]),
+        "norm": eqx.nn.LayerNorm(8),
+        "attention": eqx.nn.MultiheadAttention(2, 8, key=keys[1]),
+        "rms": eqx.nn.RMSNorm(8),
+        "head": eqx.nn.Linear(8, 2, key=keys[2]),
+    }
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def one(model, x):
+        x = jax.vmap(model["embed"])(x)
+        y = jax.vmap(model["norm"])(x)
+        x = x + model["attention"](y, y, y)
+        return jax.vmap(model["head"])(jax.nn.gelu(jax.vmap(model["rms"])(x)))
+
+    def fn(params, x):
+        return jax.vmap(lambda x: one(eqx.combine(params, static), x))(x)
+
+    x = jax.random.normal(KEY, (4, 5, 3))
+    smaller, groups = killed(fn, params, x)
+    shrunk = gp.shrink(fn, smaller, x)
+    assert not shrunk.needed
+    for group in groups.free:
+        assert shrunk.sizes[group.name] == (group.size, group.size // 2), group
+    for batch in (x, jax.random.normal(KEY, (7, 5, 3)) * 10):
+        assert_same(fn, smaller, shrunk, batch)
+
+    def loss(fn):
+        return lambda params: jnp.sum(fn(params, x) ** 2)
+
+    wanted = shrunk.cut(jax.grad(loss(fn))(smaller))
+    found = jax.grad(loss(shrunk.fn))(shrunk.params)
+    for one_leaf, other in zip(
+        jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True
+    ):
+        np.testing.assert_allclose(one_leaf, other, rtol=1e-3, atol=1e-4)
 
 
 def test_equinox_modules_by_partition():

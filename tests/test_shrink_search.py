@@ -30,10 +30,12 @@ def layer(kind, params, x):
             return jnp.einsum("...hd,hdo->...o", jnp.tanh(heads), params["heads"])
         case "norm":
             mean = x.mean(-1, keepdims=True)
-            # With (x - mean)^2 no index could go: it adds mean^2 where x is zero.
             variance = (x**2).mean(-1, keepdims=True) - mean**2
             deviation = jnp.sqrt(variance + 0.1)
             return (x - mean) / deviation * params["b"] + params["c"]
+        case "norm in two passes":  # a variance that adds mean^2 where x is zero
+            deviation = jnp.sqrt(jnp.var(x, -1, keepdims=True) + 0.1)
+            return (x - x.mean(-1, keepdims=True)) / deviation * params["b"]
         case "scan":
             return jax.lax.scan(
                 lambda x, w: (x + jnp.tanh(x @ w), None), x, params["stack"]
@@ -85,7 +87,7 @@ SHAPES = {
 LAYERS = [
     *("dense", "residual", "gate", "concatenate", "heads", "norm", "scan", "max"),
     *("while", "cond", "attention", "convolution", "depthwise", "taps", "scatter"),
-    *("gather", "shuffle"),
+    *("gather", "shuffle", "norm in two passes"),
 ]
 
 

@@ -2,8 +2,8 @@
 
 `shrink` traces a function (`tracing`) and walks over its steps (`walks`). The first
 walk finds which indices of which axes belong together (`units`), by the rules of
-primitives (`rules/`). The second finds what is zero, and which units the sums can do
-without (`analysis`). The third runs the same steps on smaller arrays (`cut`). `groups`
+primitives (`rules/`). The second finds what is zero, the third which units the sums
+need (`analysis`). The fourth runs the same steps on smaller arrays (`cut`). `groups`
 says what was found in words of parameters, and `optimizer` cuts the state of an
 optimizer like them.
 

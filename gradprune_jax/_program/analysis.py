@@ -55,6 +55,10 @@ class Analysis:
       units: the units.
       axes: those of each variable, axis by axis.
       zeros: where each variable is zero, once that was looked for.
+      alike: for some variables, for each axis the indices, bool [size], at which it is
+        what it would be if all that lies along the axis were zero there: the same at
+        all of them (`fills`).
+      producers: the step that writes a variable.
       scalars: the values of constants without axes.
       cut: the units that are cut, bool.
       unknown: the primitives without a rule that were met, and where.
@@ -66,6 +70,8 @@ class Analysis:
         self.units = UnitTable()
         self.axes: dict[int, Sequence[Axis]] = {}
         self.zeros: dict[int, Zeros] = {}
+        self.alike: dict[int, Sequence[np.ndarray]] = {}
+        self.producers: dict[int, Step] = {}
         self.scalars: dict[int, Any] = {}
         self.unknown: dict[str, str] = {}
         # Where numbers that are known are not zero.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,10 +32,14 @@ class Cut:
 
     Attributes:
       analysis: of the program.
+      values: those of the variables that were computed, while a program runs.
     """
 
-    def __init__(self, analysis: Analysis) -> None:
+    def __init__(
+        self, analysis: Analysis, values: Mapping[int, Any] | None = None
+    ) -> None:
         self.analysis = analysis
+        self.values = {} if values is None else values
 
     def stays(self, axis: Axis) -> np.ndarray | None:
         """Which indices of an axis stay, bool [size]; None for all."""

@@ -207,6 +207,7 @@ def _smaller_function(
     known = _known_variables(traced)
     stays = [[cut.stays(axis) for axis in cut.analysis.axes[x]] for x in known]
     shapes = [cut.shape(variable) for variable in known[: traced.params]]
+    zeros = [cut.analysis.zeros[variable] for variable in known[: traced.params]]
 
     def small(params: Any, *inputs: Any) -> Any:
         _check_params(params, full, names, shapes)
@@ -227,10 +228,20 @@ def _smaller_function(
                         f"{name!r}, as it could when it was shrunk; shrink it with "
                         "such inputs."
                     )
+            _find_zeros_again(own, own_cut.analysis, zeros)
         outputs = run(own.program, jax.tree.leaves((params, inputs)), own_cut)
         return jax.tree.unflatten(own.outputs, outputs)
 
     return small
+
+
+def _find_zeros_again(
+    traced: Trace, analysis: Analysis, of_params: Sequence[Zeros]
+) -> None:
+    """Finds the zeros of a function that was traced anew, from the parameters' own."""
+    inputs = traced.program.inputs[traced.params :]
+    of_inputs = [Zeros.of(False, analysis.shape(variable)) for variable in inputs]
+    find_zeros(traced.program, [*of_params, *of_inputs], analysis)
 
 
 def _check_params(

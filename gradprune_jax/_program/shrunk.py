@@ -26,8 +26,8 @@ class Shrunk:
       fixed: why the dimensions that could not be cut are fixed, by their names.
       unknown: primitives that have no rule, and where each was met first.
       needed: for groups of which some indices are zero in every parameter, and were not
-        cut: the sum to which they add something else than zero, by the group's name.
-        Such is the variance of a norm in two passes, which adds the square of the mean.
+        cut: the sum to which they add something else than zero, by the group's name,
+        such as a constant of the function's own.
       shapes: the shape that each parameter had before, by its name.
       indices: the indices that stayed along each of its axes; None where all did.
     """

@@ -23,6 +23,7 @@ def find_axes(
     for step in program.steps:
         results = analysis.rule_of(step).axes(step, analysis)
         for result, axes in zip(step.results, results, strict=True):
+            analysis.producers[result] = step
             analysis.axes[result] = _fix_single(result, axes, step, analysis)
 
 
@@ -32,8 +33,12 @@ def find_zeros(program: Program, inputs: Sequence[Zeros], analysis: Analysis) ->
     for variable, value in program.constants:
         analysis.zeros[variable] = analysis.zeros_of(variable, value)
     for step in program.steps:
-        results = analysis.rule_of(step).zeros(step, analysis)
+        rule = analysis.rule_of(step)
+        results = rule.zeros(step, analysis)
         analysis.zeros.update(zip(step.results, results, strict=True))
+        alike = rule.alike(step, analysis)
+        if alike is not None:
+            analysis.alike[step.results[0]] = alike
 
 
 def find_needs(program: Program, analysis: Analysis) -> None:
@@ -45,6 +50,7 @@ def find_needs(program: Program, analysis: Analysis) -> None:
 def run(program: Program, inputs: Sequence[Any], cut: Cut) -> list[Any]:
     """Computes the outputs from inputs that were cut."""
     values = dict(zip(program.inputs, inputs, strict=True))
+    cut = Cut(cut.analysis, values)
     for variable, value in program.constants:
         values[variable] = cut.array(variable, value)
     for step in program.steps:

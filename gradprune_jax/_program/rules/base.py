@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from gradprune_jax._program.analysis import Analysis, Zeros
 from gradprune_jax._program.cut import Cut
@@ -69,6 +70,19 @@ class PrimitiveRule:
           analysis: its `needs` keeps the terms that are not zero, if `is_live` is true
             of the result.
         """
+
+    def alike(self, step: Step, analysis: Analysis) -> Sequence[np.ndarray] | None:
+        """Says where the result is what it would be if all along an axis were zero.
+
+        Args:
+          step: the operation.
+          analysis: its `alike` and `zeros` have those of the operands.
+
+        Returns:
+          For each axis of the one result bool [size]; None if nothing is known.
+        """
+        del step, analysis
+        return None
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut

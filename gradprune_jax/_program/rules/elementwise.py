@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._program.analysis import Analysis, Zeros, known_size
-from gradprune_jax._program.rules.base import PrimitiveRule
+from gradprune_jax._program.rules.base import PrimitiveRule, bind
+from gradprune_jax._program.rules.fills import alike_of_operands
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
 
@@ -66,6 +67,25 @@ class Elementwise(PrimitiveRule):
             if operand not in known
         ]
         return [together(used, shape, all)]
+
+    def alike(self, step: Step, analysis: Analysis) -> Sequence[np.ndarray] | None:
+        """Where all operands are, that are not the same everywhere along the axis."""
+        return alike_of_operands(step, analysis, self.axis_of)
+
+    def axis_of(
+        self, step: Step, analysis: Analysis, operand: int, axis: int
+    ) -> int | None:
+        """An operand's axis along an axis of the result; None if it has none there."""
+        shape = analysis.shape(operand)
+        is_array = len(shape) == len(analysis.shape(step.results[0]))
+        is_repeated = is_array and isinstance(shape[axis], int) and shape[axis] == 1
+        return axis if is_array and not is_repeated else None
+
+    def fill(self, step: Step, operands: Sequence[Any], shape: Sequence[Any]) -> Any:
+        """The result, of one index along an axis."""
+        del shape
+        (result,) = bind(step, operands)
+        return result
 
     def _keeps_zeros(self, step: Step, analysis: Analysis) -> bool:
         """Whether the primitive is zero where its operands are, but for constants."""

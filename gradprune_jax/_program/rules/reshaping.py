@@ -12,6 +12,7 @@ import numpy as np
 from gradprune_jax._program.analysis import Analysis, Zeros
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule, bind
+from gradprune_jax._program.rules.fills import alike_of_operands
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
 
@@ -37,6 +38,26 @@ class BroadcastInDim(PrimitiveRule):
             if len(zeros.along[axis]) == len(along[place]):
                 along[place] = zeros.along[axis]
         return [Zeros(zeros.all, along)]
+
+    def alike(self, step: Step, analysis: Analysis) -> Sequence[np.ndarray] | None:
+        """All along new axes, and where the operand is."""
+        return alike_of_operands(step, analysis, self.axis_of)
+
+    def axis_of(
+        self, step: Step, analysis: Analysis, operand: int, axis: int
+    ) -> int | None:
+        """The operand's axis that becomes one of the result; None for a new one."""
+        places = step.params["broadcast_dimensions"]
+        if operand != step.operands[0] or axis not in places:
+            return None
+        own = places.index(axis)
+        size = analysis.shape(operand)[own]
+        return None if isinstance(size, int) and size == 1 else own
+
+    def fill(self, step: Step, operands: Sequence[Any], shape: Sequence[Any]) -> Any:
+        """The result, of one index along an axis."""
+        (result,) = bind(step, operands, shape=tuple(shape))
+        return result
 
     def replay(
         self, step: Step, operands: Sequence[jax.Array], cut: Cut

@@ -11,6 +11,7 @@ import numpy as np
 from gradprune_jax._program.analysis import Analysis, Zeros, known_size
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule, bind
+from gradprune_jax._program.rules.fills import alike_along, fillable, sum_of_cut
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
 
@@ -219,12 +220,25 @@ class ReduceSum(Reduce):
     is_sum = True
 
     def needs(self, step: Step, analysis: Analysis) -> None:
-        """The terms that are not zero."""
+        """The terms that are not zero, nor one number that can be added instead."""
         operand, gone = step.operands[0], self._gone(step)
         if analysis.is_live(step.results[0]):
+            filled = fillable(analysis, operand, gone)
             for axis in gone:
                 is_zero = analysis.zero_terms(operand, axis, gone)
+                if axis == filled:
+                    is_zero = is_zero | alike_along(analysis, operand, axis)
                 analysis.needs(analysis.axes[operand][axis], is_zero, step)
+
+    def replay(
+        self, step: Step, operands: Sequence[jax.Array], cut: Cut
+    ) -> Sequence[jax.Array]:
+        """Sum what stays, and add what was cut where that is not zero."""
+        (total,) = bind(step, operands)
+        operand, gone = step.operands[0], self._gone(step)
+        axis = fillable(cut.analysis, operand, gone)
+        added = None if axis is None else sum_of_cut(cut, operand, axis, gone)
+        return [total if added is None else total + added]
 
 
 class AlongAxis(PrimitiveRule):
