@@ -347,3 +347,58 @@ def test_whole_networks_become_as_small_as_planned(name):
     assert {group.path: group.kept_units for group in planned.groups} == {
         group.name: group.size - group.size // 2 for group in groups.free
     }
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_traced_sparsity_gives_the_masks_of_the_number(allocation):
+    widths = (4, 32, 20, 3)
+    params, groups = dense_params(widths=widths), dense_groups(widths)
+    structure = gp.CoupledChannels(groups, round_to=8)
+
+    def masks_at(sparsity):
+        _, masks = gp.prune(
+            params, sparsity, structure=structure, allocation=allocation
+        )
+        return masks
+
+    sparsities = [0.0, 0.3, 0.9, 1.0]
+    together = jax.vmap(masks_at)(jnp.array(sparsities))
+    for position, sparsity in enumerate(sparsities):
+        for name, mask in masks_at(sparsity).items():
+            np.testing.assert_array_equal(together[name][position], mask, name)
+
+
+def test_the_other_link_and_hyperparameters():
+    params, groups = dense_params(), dense_groups()
+    fields = {"structure": gp.CoupledChannels(groups)}
+    schedule = gp.one_shot_schedule(0.5, 0)
+    for tx in (
+        gp.with_gradual_prune(optax.sgd(0.1), schedule, **fields),
+        optax.inject_hyperparams(gp.gradual_prune)(schedule, **fields),
+    ):
+        _, state = tx.update(params, tx.init(params), params)
+        live = kept_units(groups, gp.get_masks(state))
+        assert [int(own.sum()) for own in live] == [3, 5]
+
+
+def test_many_leaves_of_two_dtypes_are_pruned_outside_one_program():
+    count = 70
+
+    def fn(params, x):
+        for number in range(count):
+            x = jnp.tanh(x @ params[f"{number}"].astype(jnp.float32))
+        return x
+
+    rng = np.random.default_rng(0)
+    params = {
+        f"{number}": jnp.asarray(
+            rng.normal(size=(4, 4)), jnp.bfloat16 if number % 2 else jnp.float32
+        )
+        for number in range(count)
+    }
+    x = jnp.ones((2, 4))
+    groups = gp.channel_groups(fn, params, x)
+    pruned, _ = gp.prune(params, 0.5, structure=gp.CoupledChannels(groups))
+    shrunk = gp.shrink(fn, pruned, x)
+    assert shrunk.params["33"].shape == (2, 2)
+    np.testing.assert_allclose(shrunk.fn(shrunk.params, x), fn(pruned, x), rtol=1e-5)
