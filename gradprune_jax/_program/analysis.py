@@ -142,11 +142,11 @@ class Analysis:
 
     def join(self, one: Axis, other: Axis, step: Step) -> Axis:
         """Cut two axes alike; what fixes one fixes the other."""
-        is_fixed = [self.units.resolve(axis) is None for axis in (one, other)]
-        if not any(is_fixed):
-            return self.units.join(one, other)
-        if not all(is_fixed):
-            free, met = (other, one) if is_fixed[0] else (one, other)
+        first, second = self.units.resolve(one), self.units.resolve(other)
+        if first is not None and second is not None:
+            return self.units.join(first, second)
+        if first is not None or second is not None:
+            free, met = (other, one) if first is None else (one, other)
             fixed = self.units.resolve(met, with_fixed=True)
             reason = "" if fixed is None else self.reason(int(fixed.max()))
             self.fix(free, reason or f"{step.primitive.name}, {step.source}")

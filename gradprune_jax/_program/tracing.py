@@ -114,9 +114,7 @@ class _Inliner:
         constants: list[tuple[int, Any]] = []
         steps: list[Step] = []
         numbers: dict[Any, int] = {}
-        for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-            numbers[variable] = self._new(variable.aval)
-            constants.append((numbers[variable], value))
+        self._add_constants(closed, numbers, constants)
         for variable in closed.jaxpr.invars:
             numbers[variable] = self._new(variable.aval)
         inputs = [numbers[variable] for variable in closed.jaxpr.invars]
@@ -174,16 +172,24 @@ class _Inliner:
         steps: list[Step],
     ) -> list[int]:
         """Inlines a call: its variables are numbered anew."""
-        closed = called if hasattr(called, "consts") else None
-        jaxpr = called.jaxpr if closed is not None else called
         numbers: dict[Any, int] = {}
-        for variable, value in zip(
-            jaxpr.constvars, closed.consts if closed else (), strict=True
-        ):
-            numbers[variable] = self._new(variable.aval)
-            constants.append((numbers[variable], value))
+        jaxpr = called
+        if hasattr(called, "consts"):
+            jaxpr = called.jaxpr
+            self._add_constants(called, numbers, constants)
         numbers.update(zip(jaxpr.invars, operands, strict=True))
         return self._inline(jaxpr, numbers, constants, steps)
+
+    def _add_constants(
+        self,
+        closed: Any,
+        numbers: dict[Any, int],
+        constants: list[tuple[int, Any]],
+    ) -> None:
+        """Numbers the constants of a closed jaxpr."""
+        for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+            numbers[variable] = self._new(variable.aval)
+            constants.append((numbers[variable], value))
 
     def _new(self, aval: Any) -> int:
         self.types.append(aval)

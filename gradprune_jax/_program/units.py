@@ -68,13 +68,8 @@ class UnitTable:
         if resolved is not None:
             self._fixed[resolved[resolved >= 0]] = True
 
-    def join(self, one: Axis, other: Axis) -> Axis:
-        """Cut two axes alike. Their sizes are the same."""
-        one, other = self.resolve(one), self.resolve(other)
-        if one is None or other is None:
-            self.fix(one)
-            self.fix(other)
-            return None
+    def join(self, one: np.ndarray, other: np.ndarray) -> Axis:
+        """Cut two resolved axes alike. Their sizes are the same."""
         if one.shape == other.shape and np.array_equal(one, other):
             return one
         if one.shape[1] == 1 == other.shape[1]:
