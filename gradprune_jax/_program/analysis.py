@@ -17,6 +17,9 @@ from gradprune_jax._checks import is_traced
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis, UnitTable
 
+# Primitives whose rules need numbers, and the parameters that have them.
+_SIZES = {"tile": "reps", "pad": "padding_config", "split": "sizes"}
+
 
 class Zeros(NamedTuple):
     """Where a value is zero.
@@ -81,10 +84,16 @@ class Analysis:
         # Which sum needs each unit, by its number in a list; -1 for none.
         self._needed_by = np.zeros(0, int)
         self._sums: list[Step] = []
+        # Units that are kept so that no axis loses all its indices.
+        self._kept = np.zeros(0, bool)
 
     def rule_of(self, step: Step) -> Any:
         """The rule of a step's primitive; that of `""` where it has none."""
-        return self.rules.get(step.primitive.name, self.rules[""])
+        name = step.primitive.name
+        sizes = step.params.get(_SIZES.get(name, ""), ())
+        if not all(isinstance(n, int | np.integer) for n in jax.tree.leaves(sizes)):
+            name = ""  # a symbol
+        return self.rules.get(name, self.rules[""])
 
     def shape(self, variable: int) -> Sequence[Any]:
         """The shape of a variable."""
@@ -98,11 +107,10 @@ class Analysis:
         ]
 
     def zeros_of(self, variable: int, value: Any) -> Zeros:
-        """Where a value that is known is zero, or cut."""
-        is_number = jax.numpy.issubdtype(self.types[variable].dtype, np.number)
-        if is_traced(value) or not is_number:
+        """Where a value, or its pattern of what is not zero, is zero or cut."""
+        pattern = nonzero(value)
+        if pattern is None:
             return Zeros.of(False, self.shape(variable))
-        pattern = np.asarray(on_host(value) != 0)
         for axis, units in enumerate(self.axes[variable]):
             gone = self.is_cut(units)
             if gone.any():
@@ -188,7 +196,7 @@ class Analysis:
         resolved = self.units.resolve(axis)
         if resolved is None:
             return None
-        live = (self._needed_by[resolved] >= 0) | (resolved < 0)
+        live = self._live[resolved] | (resolved < 0)
         return np.asarray(live.all(1))
 
     @property
@@ -220,27 +228,55 @@ class Analysis:
             return np.zeros(1, bool)
         return np.asarray((self.cut[resolved] & (resolved >= 0)).any(1))
 
+    def begin(self) -> None:
+        """Cut nothing yet, of all units that were found."""
+        self.cut = np.zeros(len(self.units), bool)
+        self._kept = np.zeros(len(self.units), bool)
+        self.start_over()
+
     def start_over(self) -> None:
-        """Forget what sums need, before zeros are looked for once more."""
+        """Forget what sums need, before that is looked for once more."""
         self._needed_by = np.full(len(self.units), -1)
         self._sums = []
 
     def cut_more(self) -> bool:
         """Cut the units that no sum needs; return whether there were any."""
         before = self.cut
-        self.cut = before | ~((self._needed_by >= 0) | self.units.fixed)
+        self.cut = before | ~(self._live | self.units.fixed)
         return not np.array_equal(before, self.cut)
 
-    def keep_one_of_each(self) -> None:
-        """Keep one index of every axis: arrays without elements are no use to anyone.
+    def keep_one_of_each(self) -> bool:
+        """Keep one index of every axis; return whether any would have been lost.
 
-        Those that were cut add zero to every sum, so any of them may stay.
+        Arrays without elements are no use to anyone. What the index needs is kept too:
+        computed from less, it might become NaN, which a zero of its reader leaves NaN.
+        So all that was cut is to be found again.
         """
+        lost = False
         for axes in self.axes.values():
             for resolved in map(self.units.resolve, axes):
                 if resolved is not None and self.is_cut(resolved).all():
                     first = resolved[0]
-                    self.cut[first[first >= 0]] = False
+                    first = first[first >= 0]
+                    lost = lost or not self._kept[first].all()
+                    self._kept[first] = True
+        if lost:
+            self.cut = np.zeros(len(self.units), bool)
+        return lost
+
+    @property
+    def _live(self) -> np.ndarray:
+        """Which units are needed or kept, as far as is known by now: bool."""
+        return (self._needed_by >= 0) | self._kept
+
+
+def nonzero(value: Any) -> np.ndarray | None:
+    """Where a value is not zero, bool; None where that is not known."""
+    if value is None or is_traced(value):
+        return None
+    dtype = jax.numpy.result_type(value)
+    is_number = jax.numpy.issubdtype(dtype, np.number) or dtype == np.bool_
+    return np.asarray(on_host(value) != 0) if is_number else None
 
 
 def on_host(value: Any) -> Any:

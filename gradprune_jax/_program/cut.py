@@ -68,16 +68,19 @@ class Cut:
         indices = [*map(self.indices, self.analysis.axes[variable])]
         return take(value, indices)
 
-    def impose(self, variable: int, stays: Sequence[np.ndarray | None]) -> None:
-        """Cut the indices of a variable that do not stay, and all that is cut alike."""
-        axes = self.analysis.axes[variable]
-        if len(axes) != len(stays):
-            return
-        for axis, own in zip(axes, stays, strict=True):
-            resolved = self.analysis.units.resolve(axis)
-            if own is None or resolved is None or len(own) != len(resolved):
-                continue
-            kept, gone = resolved[own], resolved[~own]
-            # An index goes when one of its units does: that which no other needs.
-            gone = np.setdiff1d(gone[gone >= 0], kept[kept >= 0])
-            self.analysis.cut[gone] = True
+    def keep(
+        self, variables: Sequence[int], stays: Sequence[Sequence[np.ndarray | None]]
+    ) -> None:
+        """Cut nothing of what stays.
+
+        Args:
+          variables: some variables.
+          stays: for each of them, for each axis, which indices stay; None for all.
+        """
+        for variable, per_axis in zip(variables, stays, strict=False):
+            axes = self.analysis.axes[variable]
+            for axis, own in zip(axes, per_axis, strict=True):
+                resolved = self.analysis.units.resolve(axis)
+                if resolved is not None:
+                    kept = resolved if own is None else resolved[own]
+                    self.analysis.cut[kept[kept >= 0]] = False

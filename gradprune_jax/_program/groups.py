@@ -13,8 +13,9 @@ from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.tracing import Trace
 from gradprune_jax._tables import some_of, text_table
 
-# A parameter by its position, and one of its axes.
-Place = tuple[int, int]
+# A parameter by its position, one of its axes, and which of the units that an index of
+# it has: heads and their widths may lie along one axis, and are two groups.
+Place = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,42 +128,43 @@ def groups_of(
 ) -> list[tuple[ChannelGroup, list[int]]]:
     """The groups of an analysed function, each with its units.
 
-    Units that lie along the same axes of parameters are a group.
+    Units that lie along the same axes of parameters, in the same way, are a group.
     """
     inputs = traced.program.inputs[: traced.params]
     # A kind is a set of axes. Units begin as free or fixed, along none.
     kind_of_unit = analysis.units.fixed.astype(int)
     kinds: list[tuple[Place, ...]] = [(), ()]
     is_fixed = [False, True]
-    lying: dict[Place, tuple[np.ndarray, np.ndarray]] = {}
+    lying: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for number, variable in enumerate(inputs):
         for axis, units in enumerate(analysis.axes[variable]):
             resolved = analysis.units.resolve(units, with_fixed=True)
             if resolved is None:
                 continue
-            place = (number, axis)
-            lying[place] = _units_and_indices(resolved)
-            here = np.unique(lying[place][0])
-            before, own = np.unique(kind_of_unit[here], return_inverse=True)
-            kind_of_unit[here] = len(kinds) + own
-            kinds += [(*kinds[old], place) for old in before]
-            is_fixed += [is_fixed[old] for old in before]
+            lying[number, axis] = _units_and_indices(resolved)
+            for column, units_there in enumerate(resolved.T):
+                here = np.unique(units_there[units_there >= 0])
+                before, own = np.unique(kind_of_unit[here], return_inverse=True)
+                kind_of_unit[here] = len(kinds) + own
+                kinds += [(*kinds[old], (number, axis, column)) for old in before]
+                is_fixed += [is_fixed[old] for old in before]
     groups = []
     for places, kind in sorted((places, kind) for kind, places in enumerate(kinds)):
         alone = np.flatnonzero(kind_of_unit == kind)
         if not places or not alone.size:
             continue
-        members = tuple((names[number], axis) for number, axis in places)
+        axes = tuple(dict.fromkeys((number, axis) for number, axis, _ in places))
+        members = tuple((names[number], axis) for number, axis in axes)
         reason = analysis.reason(int(alone[0])) or "?" if is_fixed[kind] else ""
         group = ChannelGroup(
             name=_printed(members[0]),
             size=len(alone),
             members=members,
             fixed=reason,
-            shapes=tuple(tuple(analysis.shape(inputs[n])) for n, _ in places),
+            shapes=tuple(tuple(analysis.shape(inputs[n])) for n, _ in axes),
             indices=()
             if reason
-            else tuple(_sequences(alone, *lying[place]) for place in places),
+            else tuple(_sequences(alone, *lying[place]) for place in axes),
         )
         groups.append((group, alone.tolist()))
     return _with_different_names(groups)

@@ -25,7 +25,8 @@ def shrink_opt_state(
 
     Raises:
       ValueError: if a copy has a leaf of another shape than its parameter, such as the
-        factored moments of `optax.adafactor`.
+        factored moments of `optax.adafactor`, or if optax can't tell its copies, as of
+        `optax.lbfgs`.
 
     Examples:
       >>> import jax.numpy as jnp, gradprune_jax as gp
@@ -38,4 +39,16 @@ def shrink_opt_state(
       >>> state[0].mu["w1"].shape
       (2, 2)
     """
-    return optax.tree.map_params(tx, shrunk.cut, opt_state, is_leaf=lambda _: True)
+    try:
+        return optax.tree.map_params(tx, shrunk.cut, opt_state, is_leaf=_anything)
+    except (IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            "optax can't tell which parts of this optimizer's state are like the "
+            f"parameters ({type(error).__name__}: {error}); cut these by "
+            "shrunk.cut(part), or begin anew: tx.init(shrunk.params)."
+        ) from None
+
+
+def _anything(node: Any) -> bool:
+    del node
+    return True

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gradprune_jax._checks import is_traced
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis, Zeros, nonzero
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.groups import ChannelGroup, ChannelGroups, groups_of
 from gradprune_jax._program.rules import RULES, UNKNOWN, PrimitiveRule
@@ -41,10 +41,31 @@ def analyse(traced: Trace, rules: Rules | None) -> Analysis:
     for variable in inputs:
         if variable not in read:
             analysis.fix_variable(variable, "not used")
+        elif variable in inputs[: traced.params]:
+            _fix_unread(variable, traced.program, analysis)
     for output in traced.program.outputs:
         analysis.fix_variable(output, "output")
-    analysis.cut = np.zeros(len(analysis.units), bool)
+    analysis.begin()
     return analysis
+
+
+def _fix_unread(variable: int, program: Program, analysis: Analysis) -> None:
+    """Fixes what slices of a parameter leave out: longer inputs may read it.
+
+    A table of positions is sliced to the length of the inputs.
+    """
+    readers = [step for step in program.steps if variable in step.operands]
+    if any(step.primitive.name != "slice" for step in readers):
+        return
+    for axis, units in enumerate(analysis.axes[variable]):
+        whole = analysis.units.resolve(units)
+        parts = [analysis.axes[step.results[0]][axis] for step in readers]
+        if whole is not None:
+            read = [analysis.units.resolve(part) for part in parts]
+            found = [part.ravel() for part in read if part is not None]
+            unread = np.setdiff1d(whole, np.concatenate([[-1], *found]))
+            reason = f"not read by slice, {readers[0].source}"
+            analysis.fix(unread.reshape(-1, 1), reason)
 
 
 def channel_groups(
@@ -134,28 +155,17 @@ def shrink(
                 "is zero; call shrink outside jit."
             )
     traced = trace(fn, params, inputs)
-    analysis = analyse(traced, rules)
-    program, values = traced.program, [leaf.value for leaf in leaves]
-    of_inputs = [
-        Zeros.of(False, analysis.shape(variable))
-        for variable in program.inputs[len(values) :]
-    ]
-    is_changed = True
-    while is_changed:  # what was cut may leave zeros further down
-        of_params = map(analysis.zeros_of, program.inputs, values)
-        find_zeros(program, [*of_params, *of_inputs], analysis)
-        analysis.start_over()
-        find_needs(program, analysis)
-        is_changed = analysis.cut_more()
-    analysis.keep_one_of_each()
-    cut = Cut(analysis)
+    values = [leaf.value for leaf in leaves]
+    patterns = [*map(nonzero, values)]
+    analysis = _find_cut(traced, patterns, rules)
+    program, cut = traced.program, Cut(analysis)
     smaller = list(map(cut.array, program.inputs, values))
     names = _names(params)
     groups = groups_of(analysis, traced, names)
     axes = [analysis.axes[variable] for variable in program.inputs[: len(values)]]
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
-        fn=_smaller_function(fn, params, inputs, traced, cut, rules),
+        fn=_smaller_function(fn, params, inputs, patterns, traced, cut, rules),
         sizes={
             group.name: (group.size, group.size - int(analysis.cut[units].sum()))
             for group, units in groups
@@ -192,10 +202,38 @@ def _needed(
     return {name: what for name, what in found.items() if what}
 
 
+def _find_cut(
+    traced: Trace, patterns: Sequence[np.ndarray | None], rules: Rules | None
+) -> Analysis:
+    """Analyses a traced function, and finds the units that no output needs.
+
+    Args:
+      traced: the function.
+      patterns: where its parameters are not zero, None where that is not known.
+      rules: rules of the user's.
+    """
+    analysis = analyse(traced, rules)
+    program = traced.program
+    of_inputs = [
+        Zeros.of(False, analysis.shape(variable))
+        for variable in program.inputs[traced.params :]
+    ]
+    is_changed = True
+    while is_changed:
+        of_params = map(analysis.zeros_of, program.inputs, patterns)
+        find_zeros(program, [*of_params, *of_inputs], analysis)
+        analysis.start_over()
+        find_needs(program, analysis)
+        # What was cut may leave zeros further down.
+        is_changed = analysis.cut_more() or analysis.keep_one_of_each()
+    return analysis
+
+
 def _smaller_function(
     fn: Callable[..., Any],
     params: Any,
     inputs: Sequence[Any],
+    patterns: Sequence[np.ndarray | None],
     traced: Trace,
     cut: Cut,
     rules: Rules | None,
@@ -204,21 +242,19 @@ def _smaller_function(
     full = jax.tree.map(_as_type, params)
     types = jax.tree.map(_as_type, (params, inputs))
     names = _names(params)
-    known = _known_variables(traced)
-    stays = [[cut.stays(axis) for axis in cut.analysis.axes[x]] for x in known]
-    shapes = [cut.shape(variable) for variable in known[: traced.params]]
-    zeros = [cut.analysis.zeros[variable] for variable in known[: traced.params]]
+    variables = traced.program.inputs[: traced.params]
+    stays = [[*map(cut.stays, cut.analysis.axes[x])] for x in variables]
+    shapes = [*map(cut.shape, variables)]
 
     def small(params: Any, *inputs: Any) -> Any:
         _check_params(params, full, names, shapes)
         given = jax.tree.map(_with_dtype, full, params), jax.tree.map(_as_type, inputs)
-        if given == types:
-            own, own_cut = traced, cut
-        else:
+        own, own_cut = traced, cut
+        if given != types:
+            # Of other inputs fn may make another program.
             own = trace(fn, given[0], given[1])
-            own_cut = Cut(analyse(own, rules))
-            for variable, per_axis in zip(_known_variables(own), stays, strict=False):
-                own_cut.impose(variable, per_axis)
+            own_cut = Cut(_find_cut(own, patterns, rules))
+            own_cut.keep(own.program.inputs, stays)
             for name, variable, shape in zip(
                 names, own.program.inputs, shapes, strict=False
             ):
@@ -228,20 +264,10 @@ def _smaller_function(
                         f"{name!r}, as it could when it was shrunk; shrink it with "
                         "such inputs."
                     )
-            _find_zeros_again(own, own_cut.analysis, zeros)
         outputs = run(own.program, jax.tree.leaves((params, inputs)), own_cut)
         return jax.tree.unflatten(own.outputs, outputs)
 
     return small
-
-
-def _find_zeros_again(
-    traced: Trace, analysis: Analysis, of_params: Sequence[Zeros]
-) -> None:
-    """Finds the zeros of a function that was traced anew, from the parameters' own."""
-    inputs = traced.program.inputs[traced.params :]
-    of_inputs = [Zeros.of(False, analysis.shape(variable)) for variable in inputs]
-    find_zeros(traced.program, [*of_params, *of_inputs], analysis)
 
 
 def _check_params(
@@ -261,19 +287,6 @@ def _check_params(
                 f"parameter {name!r} has the shape {np.shape(leaf)}; after the cut it "
                 f"has {shape}. Give the `params` of the same `Shrunk`."
             )
-
-
-def _known_variables(traced: Trace) -> list[int]:
-    """The parameters, then the constants of the program and of all its bodies."""
-
-    def constants(program: Program) -> Iterator[int]:
-        yield from (variable for variable, _ in program.constants)
-        for step in program.steps:
-            for body in step.bodies:
-                yield from constants(body)
-
-    program = traced.program
-    return [*program.inputs[: traced.params], *constants(program)]
 
 
 def _names(params: Any) -> list[str]:

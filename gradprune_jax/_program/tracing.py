@@ -46,6 +46,7 @@ class Step:
       results: the variables that it writes.
       bodies: the programs inside a loop or a branch.
       source: the line of the user's code that it comes from, as JAX records it.
+      has_effect: whether it does more than write its results, as a print does.
     """
 
     primitive: Any
@@ -54,6 +55,7 @@ class Step:
     results: Sequence[int]
     bodies: Sequence[Program]
     source: str
+    has_effect: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,7 @@ class _Inliner:
                     results,
                     bodies,
                     line.rsplit("/", 1)[-1],
+                    bool(equation.effects),
                 )
             )
         return [number(atom) for atom in jaxpr.outvars]
@@ -197,10 +200,10 @@ class _Inliner:
 
 
 def _used(steps: Sequence[Step], outputs: Sequence[int]) -> list[Step]:
-    """The steps on whose results the outputs depend."""
+    """The steps on whose results the outputs depend, and those with effects."""
     needed, used = set(outputs), []
     for step in reversed(steps):
-        if needed.intersection(step.results):
+        if step.has_effect or needed.intersection(step.results):
             needed.update(step.operands)
             used.append(step)
     return used[::-1]

@@ -98,7 +98,13 @@ class UnitTable:
             return None, None
         outer_columns: list[np.ndarray] = []
         inner_columns: list[np.ndarray] = []
-        for column in resolved.T:
+        columns = [*_without_duplicates(resolved).T]
+        while columns:
+            # Of the columns before, units may have become pairs.
+            column, *more = self._resolved(columns.pop(0))
+            columns = [*more, *columns]
+            if (column < 0).all():
+                continue
             table = column.reshape(outer, inner)
             if (table == table[:1]).all():
                 inner_columns.append(table[0])
@@ -176,6 +182,15 @@ class UnitTable:
 
 def _axis(columns: list[np.ndarray]) -> Axis:
     return np.stack(columns, 1) if columns else None
+
+
+def _without_duplicates(axis: np.ndarray) -> np.ndarray:
+    """The units of each index once, -1 in place of those that come again."""
+    kept = axis.copy()
+    for later in range(1, axis.shape[1]):
+        again = (axis[:, :later] == axis[:, later : later + 1]).any(1)
+        kept[again, later] = -1
+    return kept
 
 
 def _present(units: Iterable[int]) -> list[int]:

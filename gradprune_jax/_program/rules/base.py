@@ -112,5 +112,8 @@ def bind(step: Step, operands: Sequence[Any], **changed: Any) -> Sequence[Any]:
     Returns:
       Its results, a sequence also where there is one alone.
     """
-    results = step.primitive.bind(*operands, **{**step.params, **changed})
+    found = step.primitive.get_bind_params({**step.params, **changed})
+    # JAX before 0.10 returns the functions of a call apart.
+    functions, params = found if isinstance(found, tuple) else ((), found)
+    results = step.primitive.bind(*functions, *operands, **params)
     return results if step.primitive.multiple_results else [results]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._program.analysis import Analysis, Zeros, known_size
@@ -81,7 +82,8 @@ class Scan(PrimitiveRule):
             turn,
             list(operands[consts : consts + carry]),
             list(operands[consts + carry :]),
-            length=step.params["length"],
+            # What is scanned says it too, where a length is a symbol.
+            length=None if step.operands[consts + carry :] else step.params["length"],
             reverse=step.params["reverse"],
             unroll=step.params["unroll"],
         )
@@ -127,10 +129,23 @@ class While(PrimitiveRule):
     ) -> Sequence[jax.Array]:
         """Loop over the smaller values."""
         condition, body, of_condition, of_body, start = self._parts(step, operands)
+
+        def goes_on(carried: Sequence[jax.Array]) -> jax.Array:
+            return run(condition, [*of_condition, *carried], cut)[0]
+
+        def turn(carried: Sequence[jax.Array]) -> list[jax.Array]:
+            after = run(body, [*of_body, *carried], cut)
+            if not cut.analysis.shape(condition.outputs[0]):
+                return after
+            # Under vmap each loop has a condition of its own.
+            own = goes_on(carried)
+            return [
+                jnp.where(jnp.expand_dims(own, range(own.ndim, new.ndim)), new, old)
+                for new, old in zip(after, carried, strict=True)
+            ]
+
         return jax.lax.while_loop(
-            lambda carried: run(condition, [*of_condition, *carried], cut)[0],
-            lambda carried: run(body, [*of_body, *carried], cut),
-            list(start),
+            lambda carried: jnp.any(goes_on(carried)), turn, list(start)
         )
 
     def _parts(

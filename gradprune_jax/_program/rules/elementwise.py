@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,14 +90,18 @@ class Elementwise(PrimitiveRule):
 
     def _keeps_zeros(self, step: Step, analysis: Analysis) -> bool:
         """Whether the primitive is zero where its operands are, but for constants."""
+        # Zeros of both signs, in every combination: some functions tell them apart.
+        signs = itertools.product((0.0, -0.0), repeat=len(step.operands))
         try:
             with jax.ensure_compile_time_eval():
                 scalars = [
                     jnp.asarray(
-                        analysis.scalars.get(operand, 0),
+                        [analysis.scalars.get(operand, zero) for zero in zeros],
                         analysis.types[operand].dtype,
                     )
-                    for operand in step.operands
+                    for operand, zeros in zip(
+                        step.operands, zip(*signs, strict=True), strict=True
+                    )
                 ]
                 return not np.any(step.primitive.bind(*scalars, **step.params))
         except (TypeError, ValueError, NotImplementedError):
@@ -135,9 +140,12 @@ class Quotient(Elementwise):
     """Zero where the numerator is."""
 
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
-        """Those of the numerator."""
+        """Those of the numerator; among integers 0 / 0 is -1."""
+        shape = analysis.shape(step.results[0])
+        if not jnp.issubdtype(analysis.types[step.results[0]].dtype, jnp.inexact):
+            return [Zeros.of(False, shape)]
         numerator = analysis.zeros[step.operands[0]]
-        return [together([numerator], analysis.shape(step.results[0]), all)]
+        return [together([numerator], shape, all)]
 
 
 class Choice(Elementwise):

@@ -94,10 +94,23 @@ class Scatter(PrimitiveRule):
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """Zero where both are, along axes that are written whole."""
         operand, _, updates = (analysis.zeros[x] for x in step.operands)
+        if not self._keeps_zeros(step, analysis):
+            return [Zeros.of(False, analysis.shape(step.results[0]))]
         along = list(Zeros.of(False, analysis.shape(step.results[0])).along)
         for axis, place in self._passing(step, analysis).items():
             along[axis] = operand.along[axis] & updates.along[place]
         return [Zeros(operand.all and updates.all, along)]
+
+    def _keeps_zeros(self, step: Step, analysis: Analysis) -> bool:
+        """Whether zeros of both make zero; `at[].apply` may do otherwise."""
+        update = step.params["update_jaxpr"]
+        if update is None:
+            return True
+        zero = np.zeros((), analysis.types[step.operands[0]].dtype)
+        with jax.ensure_compile_time_eval():
+            consts = step.params["update_consts"]
+            (written,) = jax.core.eval_jaxpr(update, consts, zero, zero)
+            return not np.any(written)
 
     def _passing(self, step: Step, analysis: Analysis) -> dict[int, int]:
         """The axes that are written whole, and which of the updates they are."""

@@ -74,8 +74,8 @@ class Reshape(PrimitiveRule):
         (operand, *_), (result,) = step.operands, step.results
         sizes, shape = analysis.shape(operand), analysis.shape(result)
         axes: list[Axis] = [None] * len(shape)
-        if step.params["dimensions"] is not None:
-            analysis.fix_variable(operand, f"reshape with dimensions, {step.source}")
+        if step.params["dimensions"] is not None or _is_empty(sizes):
+            analysis.fix_variable(operand, f"reshape, {step.source}")
             return [axes]
         for old, new in blocks(sizes, shape):
             merged = self._merged(analysis, operand, old, step)
@@ -114,6 +114,8 @@ class Reshape(PrimitiveRule):
         """A merged index is zero where one of its parts is."""
         zeros, shape = analysis.zeros[step.operands[0]], analysis.shape(step.results[0])
         along = list(Zeros.of(zeros.all, shape).along)
+        if _is_empty(shape):
+            return [Zeros(zeros.all, along)]
         for old, new in blocks(analysis.shape(step.operands[0]), shape):
             sizes = [shape[place] for place in new]
             if not all(isinstance(size, int) for size in sizes):
@@ -144,13 +146,23 @@ def blocks(
     Axes of size 1 are in no run, nor are axes behind a size that is not known, unless
     it is the same before and after.
     """
-    found: list[tuple[list[int], list[int]]] = []
     before = [axis for axis, size in enumerate(sizes) if not _is_one(size)]
     after = [axis for axis, size in enumerate(shape) if not _is_one(size)]
+    last: list[tuple[list[int], list[int]]] = []
+    while before and after and _are_same(sizes[before[-1]], shape[after[-1]]):
+        last.insert(0, ([before.pop()], [after.pop()]))
+    return [*_blocks(before, after, sizes, shape), *last]
+
+
+def _blocks(
+    before: list[int], after: list[int], sizes: Sequence[Any], shape: Sequence[Any]
+) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of these axes, found from the first on."""
+    found: list[tuple[list[int], list[int]]] = []
     while before and after:
         old, new = [before.pop(0)], [after.pop(0)]
         left, right = sizes[old[0]], shape[new[0]]
-        while not (left is right or left == right):
+        while not _are_same(left, right):
             if not (isinstance(left, int) and isinstance(right, int)):
                 # What follows can't be told apart.
                 return [*found, (old + before, new + after)]
@@ -164,6 +176,14 @@ def blocks(
                 return [*found, (old + before, new + after)]
         found.append((old, new))
     return found
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    return one is other or bool(one == other)
+
+
+def _is_empty(sizes: Sequence[Any]) -> bool:
+    return any(isinstance(size, int) and size == 0 for size in sizes)
 
 
 def _is_one(size: Any) -> bool:

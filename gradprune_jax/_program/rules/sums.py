@@ -202,7 +202,9 @@ class Reduce(PrimitiveRule):
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """Zero where the operand is."""
         zeros, gone = analysis.zeros[step.operands[0]], self._gone(step)
-        if not self._keeps_zeros(step):
+        sizes = [analysis.shape(step.operands[0])[axis] for axis in gone]
+        is_empty = any(isinstance(size, int) and size == 0 for size in sizes)
+        if not self._keeps_zeros(step) or (is_empty and not self.is_sum):
             return [Zeros.of(False, analysis.shape(x)) for x in step.results]
         along = [own for axis, own in enumerate(zeros.along) if axis not in gone]
         return [Zeros(zeros.all, along) for _ in step.results]
@@ -306,6 +308,7 @@ class Window(PrimitiveRule):
         params = step.params
         return step.primitive.name == "reduce_window_sum" or (
             set(params.get("base_dilation") or (1,)) == {1}
+            and set(params.get("window_dilation") or (1,)) == {1}
             and all(
                 max(map(int, padding)) < window
                 for window, padding in zip(
