@@ -87,7 +87,7 @@ def to_multiples(
 
     Examples:
       >>> print(to_multiples(Count.of([9, 12, 3, 15]), [16, 16, 5, 15], 8).integers())
-      [ 8 16  5 15]
+      [8 16 5 15]
     """
     if multiple == 1:
         return kept
