@@ -2,10 +2,10 @@
 
 `shrink` traces a function (`tracing`) and walks over its steps (`walks`). The first
 walk finds which indices of which axes belong together (`units`), by the rules of
-primitives (`rules/`). The second finds what is zero, the third which units the sums
-need (`analysis`). The fourth runs the same steps on smaller arrays (`cut`). `groups`
-says what was found in words of parameters, and `optimizer` cuts the state of an
-optimizer like them.
+primitives (`rules/`). The second finds what is zero (`zeros`), the third which units
+the sums need (`analysis`, `dead_code`). The fourth runs the same steps on smaller
+arrays (`cut`). `groups` says what was found in words of parameters, and `optimizer`
+cuts the state of an optimizer like them.
 
 Glossary:
 
@@ -17,7 +17,6 @@ Glossary:
 """
 
 from gradprune_jax._program.analysis import Analysis as Analysis
-from gradprune_jax._program.analysis import Zeros as Zeros
 from gradprune_jax._program.cut import Cut as Cut
 from gradprune_jax._program.groups import ChannelGroup as ChannelGroup
 from gradprune_jax._program.groups import ChannelGroups as ChannelGroups
@@ -31,3 +30,4 @@ from gradprune_jax._program.shrink import channel_groups as channel_groups
 from gradprune_jax._program.shrink import shrink as shrink
 from gradprune_jax._program.shrunk import Shrunk as Shrunk
 from gradprune_jax._program.tracing import Step as Step
+from gradprune_jax._program.zeros import Zeros as Zeros

@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, on_host
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import on_host
 
 
 def take(value: Any, indices: Sequence[np.ndarray | None]) -> Any:

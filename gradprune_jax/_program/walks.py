@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.tracing import Program, Step
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import Zeros
 
 
 def find_axes(

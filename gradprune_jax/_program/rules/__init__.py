@@ -28,6 +28,15 @@ from gradprune_jax._program.rules.joining import (
     Tile,
     Unstack,
 )
+from gradprune_jax._program.rules.reductions import (
+    CUMULATIVE,
+    EXTREMES,
+    WINDOWS,
+    AlongAxis,
+    Reduce,
+    ReduceSum,
+    Window,
+)
 from gradprune_jax._program.rules.reshaping import (
     BroadcastInDim,
     Reshape,
@@ -42,17 +51,7 @@ from gradprune_jax._program.rules.slicing import (
     WholeAxes,
 )
 from gradprune_jax._program.rules.sources import SOURCES, Source
-from gradprune_jax._program.rules.sums import (
-    CUMULATIVE,
-    EXTREMES,
-    WINDOWS,
-    AlongAxis,
-    Convolution,
-    DotGeneral,
-    Reduce,
-    ReduceSum,
-    Window,
-)
+from gradprune_jax._program.rules.sums import Convolution, DotGeneral
 
 UNKNOWN = PrimitiveRule()
 RULES: Mapping[str, PrimitiveRule] = {

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import Zeros
 
 
 class PrimitiveRule:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros, known_size
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule
 from gradprune_jax._program.tracing import Program, Step
 from gradprune_jax._program.units import Axis
 from gradprune_jax._program.walks import find_axes, find_needs, find_zeros, run
+from gradprune_jax._program.zeros import Zeros, known_size
 
 
 class Scan(PrimitiveRule):

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros, known_size
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.rules.base import PrimitiveRule, bind
 from gradprune_jax._program.rules.fills import alike_of_operands
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import Zeros, known_size
 
 ELEMENTWISE = (
     *("abs", "acos", "acosh", "add", "add_any", "asin", "asinh", "atan"),

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, known_size
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.tracing import Step
+from gradprune_jax._program.zeros import known_size
 
 
 def alike_along(analysis: Analysis, variable: int, axis: int) -> np.ndarray:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule, bind
 from gradprune_jax._program.rules.slicing import same
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import Zeros
 
 SCATTERS = (
     *("scatter", "scatter-add", "scatter-sub", "scatter-mul"),

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros, known_size
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.rules.base import PrimitiveRule
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import Zeros, known_size
 
 
 class Concatenate(PrimitiveRule):

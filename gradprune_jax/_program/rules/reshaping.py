@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradprune_jax._program.analysis import Analysis, Zeros
+from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.rules.base import PrimitiveRule, bind
 from gradprune_jax._program.rules.fills import alike_of_operands
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
+from gradprune_jax._program.zeros import Zeros
 
 
 class BroadcastInDim(PrimitiveRule):
