@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections import defaultdict
 from typing import Any
 
 from rich.progress import track
@@ -54,13 +55,12 @@ def main() -> None:
 def measure_speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every network, dense and cut, in turns; of those left out the last figures."""
     batches = tuple(arguments.batch or speed.BATCHES)
-    stored_rows = stored.read("shrink").get("speed", [])
-    rows = {row["network"]: [] for row in stored_rows}
-    for row in stored_rows:
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in stored.read("shrink").get("speed", []):
         rows[row["network"]].append(row)
     for name in track(arguments.only or NETWORKS, "networks"):
         rows[name] = speed.measure(case(name), name, batches)
-    return [row for name in NETWORKS for row in rows.get(name, [])]
+    return [row for name in NETWORKS for row in rows[name]]
 
 
 def measure_accuracy(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from benchmarks.paper.images import ImageTask
 from benchmarks.paper.task import Configuration
 from benchmarks.paper.training import train
 from benchmarks.shrink.networks import ResNet
-from benchmarks.shrink.speed import compiled_flops
+from benchmarks.shrink.speed import compiled_flops, size_of
 from gradprune_jax.demo.data import IMAGE_SHAPE, Dataset
 
 SEEDS = (0, 1, 2)
@@ -93,8 +93,9 @@ def run(
     """Trains what is not stored in a folder yet; returns the records of all runs."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
+    made = rows(dataset, epochs)
     for seed in SEEDS:
-        for number, row in enumerate(rows(dataset, epochs)):
+        for number, row in enumerate(made):
             file = folder / f"{number}-{seed}.json"
             if not file.exists():
                 report(f"seed {seed}, {row.name}")
@@ -148,7 +149,7 @@ def _row(name: str, task: ImageTask, rule: gp.Rule | None) -> Row:
         )
     shrunk = gp.shrink(fn, params, _IMAGES)
     cut = {
-        "parameters_left": sum(leaf.size for leaf in jax.tree.leaves(shrunk.params)),
+        "parameters_left": size_of(shrunk.params),
         "flops_left": compiled_flops(shrunk.fn, shrunk.params, _IMAGES),
     }
     return Row(name, Configuration(name, task, () if rule is None else (rule,)), cut)

@@ -13,7 +13,7 @@ import numpy as np
 
 import gradprune_jax as gp
 from benchmarks.shrink.networks import case
-from benchmarks.shrink.speed import SHARES, compiled_flops, relative_error
+from benchmarks.shrink.speed import SHARES, compiled_flops, relative_error, size_of
 
 _SCRIPT = pathlib.Path(__file__).with_name("torch_pruning_peer.py")
 
@@ -72,8 +72,8 @@ def _ours(share: float) -> dict[str, Any]:
         )
     ]
     return {
-        "parameters": _size(network.params),
-        "parameters_left": _size(shrunk.params),
+        "parameters": size_of(network.params),
+        "parameters_left": size_of(shrunk.params),
         "operations": compiled_flops(network.fn, network.params, image),
         "operations_left": compiled_flops(shrunk.fn, shrunk.params, image),
         "analysis_seconds": analysed - started,
@@ -90,7 +90,3 @@ def _theirs(python: str, share: float) -> dict[str, Any]:
     if run.returncode:
         raise SystemExit(f"{python} {_SCRIPT} failed:\n{run.stderr}")
     return json.loads(run.stdout)
-
-
-def _size(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

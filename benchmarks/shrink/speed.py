@@ -66,8 +66,8 @@ def measure(case: Case, name: str, batches: tuple[int, ...]) -> list[dict[str, A
                 "network": name,
                 "batch": size,
                 "share": share,
-                "parameters": _size(case.params),
-                "parameters_left": _size(networks[share][1]),
+                "parameters": size_of(case.params),
+                "parameters_left": size_of(networks[share][1]),
                 "flops": _flops(compiled[0.0]),
                 "flops_left": _flops(compiled[share]),
                 "ms": times[0.0],
@@ -107,7 +107,8 @@ def compiled_flops(fn: Any, params: Any, inputs: Any) -> float:
     return _flops(jax.jit(fn).lower(params, inputs).compile())
 
 
-def _size(params: Any) -> int:
+def size_of(params: Any) -> int:
+    """The number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

@@ -123,7 +123,12 @@ def demo(
     source = "Fashion-MNIST" if data_dir is None else data_dir.resolve().name
     shared = training.Training(dataset, source, epochs, seed)
     schedule = shared.schedule(_SPARSITY[structure] if sparsity is None else sparsity)
-    fn, rule = _rule(api, shared, schedule, is_cut)
+    rule, fn = gp.Rule(schedule), None
+    if is_cut:
+        learner = learners.create(api, shared.optimizer(), shared.seed)
+        fn = learner.fn
+        coupled = shrinking.coupled_channels(fn, learner.params)
+        rule = gp.Rule(schedule, structure=coupled)
     dense, pruned = _train_both(api, shared, rule, Console(stderr=True))
     try:
         measured = results.summarise(shared, rule, dense, pruned)
@@ -132,7 +137,7 @@ def demo(
     summary = {"model": api, "structure": structure, **measured}
     summary["files"] = [str(file) for file in files]
     pictures = [figure.draw(dense, pruned, summary)]
-    if is_cut:
+    if fn is not None:
         shrunk = shrinking.shrink(fn, pruned.params)
         summary["shrunk"] = shrinking.compare(shared, fn, pruned, shrunk)
         pictures.append(report.plot_groups(shrunk))
@@ -146,20 +151,6 @@ def demo(
         click.echo(json.dumps(summary))
     else:
         _print_outcome(Console(), pruned, summary)
-
-
-def _rule(
-    api: learners.Api,
-    shared: training.Training,
-    schedule: gp.SparsitySchedule,
-    is_cut: bool,
-) -> tuple[learners.NetworkFunction, gp.Rule]:
-    """Make the network as a function, and the rule that prunes it."""
-    learner = learners.create(api, shared.optimizer(), shared.seed)
-    if not is_cut:
-        return learner.fn, gp.Rule(schedule)
-    structure = shrinking.coupled_channels(learner.fn, learner.params)
-    return learner.fn, gp.Rule(schedule, structure=structure)
 
 
 def _as_png(picture: Any) -> bytes:

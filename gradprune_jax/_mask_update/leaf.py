@@ -7,10 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from gradprune_jax._top_k import Shard, whole
-
-# A field that is known when a function of the leaf is traced.
-STATIC = {"static": True}
+from gradprune_jax._top_k import STATIC, Shard, whole
 
 
 @jax.tree_util.register_dataclass

@@ -50,7 +50,7 @@ def channel_groups(
     """
     traced = trace(fn, params, inputs)
     analysis = analyse(traced, rules)
-    groups = groups_of(analysis, traced, _names(params))
+    groups = groups_of(analysis, traced, [leaf.name for leaf in named_leaves(params)])
     found = tuple(group for group, _ in groups)
     return ChannelGroups(found, tuple(analysis.unknown.items()))
 
@@ -112,12 +112,12 @@ def shrink(
     analysis = find_cut(traced, patterns, rules)
     program, cut = traced.program, Cut(analysis)
     smaller = list(map(cut.array, program.inputs, values))
-    names = _names(params)
+    names = [leaf.name for leaf in leaves]
     groups = groups_of(analysis, traced, names)
     axes = [analysis.axes[variable] for variable in program.inputs[: len(values)]]
     return Shrunk(
         params=jax.tree.unflatten(jax.tree.structure(params), smaller),
-        fn=_smaller_function(fn, params, inputs, patterns, traced, cut, rules),
+        fn=_smaller_function(fn, params, inputs, names, patterns, traced, cut, rules),
         sizes={
             group.name: (group.size, group.size - int(analysis.cut[units].sum()))
             for group, units in groups
@@ -158,6 +158,7 @@ def _smaller_function(
     fn: Callable[..., Any],
     params: Any,
     inputs: Sequence[Any],
+    names: Sequence[str],
     patterns: Sequence[np.ndarray | None],
     traced: Trace,
     cut: Cut,
@@ -166,7 +167,6 @@ def _smaller_function(
     """The function of smaller parameters, traced anew for inputs of other types."""
     full = jax.tree.map(_as_type, params)
     types = jax.tree.map(_as_type, (params, inputs))
-    names = _names(params)
     variables = traced.program.inputs[: traced.params]
     stays = [[*map(cut.stays, cut.analysis.axes[x])] for x in variables]
     shapes = [*map(cut.shape, variables)]
@@ -212,10 +212,6 @@ def _check_params(
                 f"parameter {name!r} has the shape {np.shape(leaf)}; after the cut it "
                 f"has {shape}. Give the `params` of the same `Shrunk`."
             )
-
-
-def _names(params: Any) -> list[str]:
-    return [leaf.name for leaf in named_leaves(params)]
 
 
 def _with_dtype(full: jax.ShapeDtypeStruct, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -57,4 +57,5 @@ from gradprune_jax._top_k.summation import divisors as divisors
 from gradprune_jax._top_k.summation import reduce_runs as reduce_runs
 from gradprune_jax._top_k.summation import run_sizes as run_sizes
 from gradprune_jax._top_k.summation import split_axis as split_axis
+from gradprune_jax._top_k.units import STATIC as STATIC
 from gradprune_jax._top_k.units import Units as Units

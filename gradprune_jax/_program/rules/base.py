@@ -75,6 +75,8 @@ class PrimitiveRule:
     def alike(self, step: Step, analysis: Analysis) -> Sequence[np.ndarray] | None:
         """Says where the result is what it would be if all along an axis were zero.
 
+        A rule that says so has the methods `axis_of` and `fill` too, as `Elementwise`.
+
         Args:
           step: the operation.
           analysis: its `alike` and `zeros` have those of the operands.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,10 +64,9 @@ class Gather(PrimitiveRule):
         numbers, sizes = step.params["dimension_numbers"], step.params["slice_sizes"]
         gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
         shape = analysis.shape(step.operands[0])
-        kept = [axis for axis in range(len(shape)) if axis not in gone]
         return {
             axis: place
-            for axis, place in zip(kept, numbers.offset_dims, strict=True)
+            for axis, place in _window(shape, gone, numbers.offset_dims)
             if same(sizes[axis], shape[axis])
         }
 
@@ -119,10 +119,17 @@ class Scatter(PrimitiveRule):
         gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
         shape = analysis.shape(step.operands[0])
         written = analysis.shape(step.operands[2])
-        kept = [axis for axis in range(len(shape)) if axis not in gone]
         return {
             axis: place
-            for axis, place in zip(kept, numbers.update_window_dims, strict=True)
+            for axis, place in _window(shape, gone, numbers.update_window_dims)
             if same(written[place], shape[axis])
             and axis not in numbers.scatter_dims_to_operand_dims
         }
+
+
+def _window(
+    shape: Sequence[Any], gone: Collection[int], places: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The axes that a window has, each with its place in what is read or written."""
+    axes = [axis for axis in range(len(shape)) if axis not in gone]
+    return list(zip(axes, places, strict=True))
