@@ -37,7 +37,6 @@ LINE = Study(
     name="line",
     title="Line",
     metric=Metric("error", "error", "", lower_is_better=True),
-    reference="dense",
     configurations=(
         Configuration("dense", Line()),
         Configuration("80 %", Line(), (gp.Rule(window(0.8, 25)),)),

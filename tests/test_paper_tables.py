@@ -69,7 +69,6 @@ def test_ablations_are_compared_with_the_first(tmp_path):
     study = dataclasses.replace(
         LINE,
         configurations=configurations,
-        reference="as in the paper",
         remarks={"linear": Remark("Linear is worse", expects="worse")},
     )
     fields = ("source", "commit", "machine", "date", "jax")

@@ -85,7 +85,6 @@ def ablations(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         name="ablations",
         title="Ablations",
         metric=ACCURACY,
-        reference="as in the paper",
         configurations=tuple(configurations),
         seeds=seeds,
         source=source(task.dataset),

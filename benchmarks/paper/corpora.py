@@ -55,13 +55,14 @@ class Corpus:
 
 
 @functools.cache
-def load(folder: pathlib.Path | None, words: int) -> Corpus:
+def load(folder: pathlib.Path | None, words: int, since: int = 0) -> Corpus:
     """Reads a corpus, all but its most frequent words as `<unk>`.
 
     Args:
       folder: with `sotu.tsv.gz`, or with `ptb.train.txt` and its like; None is the
         bundled one.
       words: the size of the vocabulary.
+      since: the year of the first address to read.
 
     Returns:
       The word ids of its three parts. Of the addresses every twentieth is held out for
@@ -78,8 +79,8 @@ def load(folder: pathlib.Path | None, words: int) -> Corpus:
         name = "Penn Treebank"
         parts = [_lines(file) for file in treebank]
     elif addresses.is_file():
-        name = "State of the Union addresses"
-        parts = _addresses(addresses)
+        name = "State of the Union addresses" + (f" since {since}" if since else "")
+        parts = _addresses(addresses, since)
     else:
         raise DataError(
             f"{folder}: has neither sotu.tsv.gz nor all of ptb.train.txt, "
@@ -113,17 +114,20 @@ def _lines(file: pathlib.Path) -> list[str]:
     return [word for line in text.splitlines() for word in (*line.split(), END)]
 
 
-def _addresses(file: pathlib.Path) -> list[list[str]]:
-    """The words of the addresses: training, validation, test."""
+def _addresses(file: pathlib.Path, since: int) -> list[list[str]]:
+    """The words of the addresses since a year: training, validation, test."""
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            texts = [line.split("\t", 1)[1] for line in lines]
-    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+            named = [line.split("\t", 1) for line in lines]
+        # A name begins with the year: 1790_george_washington_n.
+        dated = [(int(name[:4]) if since else 0, text) for name, text in named]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{file}: is damaged ({error}); copy it again.") from None
     held_out = {9: 1, 19: 2}
     parts: list[list[str]] = [[], [], []]
-    for i, text in enumerate(texts):
-        parts[held_out.get(i % 20, 0)] += _words(text)
+    for i, (year, text) in enumerate(dated):
+        if year >= since:
+            parts[held_out.get(i % 20, 0)] += _words(text)
     return parts
 
 

@@ -1,34 +1,101 @@
-"""The studies on images: plain convolutions, and MobileNet."""
+"""The studies on images: dense layers, plain convolutions, and MobileNet."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gradprune_jax as gp
-from benchmarks.paper.images import ImageTask, Layers, MobileNet, PlainNetwork
-from benchmarks.paper.task import Configuration, Metric, ScaleName, Study, sparse
+from benchmarks.paper.images import (
+    DemoNetwork,
+    ImageTask,
+    Layers,
+    MobileNet,
+    Perceptron,
+    PlainNetwork,
+)
+from benchmarks.paper.task import Metric, ScaleName, Study, dense, sparse
 from gradprune_jax.demo import data
+
+# 20 million parameters: the InceptionV3 of the paper has 27 million.
+_DEEP: Layers = (
+    *((64, 1), (64, 1), (128, 2), *((128, 1),) * 3, (256, 2)),
+    *(*((256, 1),) * 3, (512, 2), *((512, 1),) * 7),
+)
 
 ACCURACY = Metric("accuracy", "test accuracy", "%", lower_is_better=False)
 
 
+def mlp(scale: ScaleName, folder: pathlib.Path | None) -> Study:
+    """LeNet-300-100, the network that most papers on pruning begin with."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Scale:
+        steps: int
+        batch_size: int
+        widths: tuple[float, ...]
+        sparsities: tuple[float, ...]
+        seeds: int
+
+    small = Scale(12, 16, (0.1, 0.05), (0.75,), 1)
+    whole = Scale(
+        28_125, 64, (1.0, 0.3, 0.1, 0.05, 0.025), (0.75, 0.8, 0.9, 0.95, 0.98), 3
+    )
+    chosen = small if scale == "quick" else whole
+    images = _images(scale, folder)
+
+    def task(width: float) -> ImageTask:
+        network = Perceptron((round(300 * width), round(100 * width)))
+        return ImageTask(network, images, chosen.steps, chosen.batch_size)
+
+    return _widths_and_sparsities(
+        task,
+        chosen.widths,
+        chosen.sparsities,
+        ("uniform", "erk", "global"),
+        name="mlp",
+        title="LeNet-300-100",
+        seeds=chosen.seeds,
+    )
+
+
 def cnn(scale: ScaleName, folder: pathlib.Path | None) -> Study:
-    """Plain convolutions over sparsities: the counterpart of the InceptionV3 table."""
-    task, seeds = plain_task(scale, folder)
-    sparsities = (0.9,) if scale == "quick" else (0.5, 0.75, 0.875, 0.95)
-    return Study(
+    """Plain convolutions: the counterpart of the paper's InceptionV3."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Scale:
+        steps: int
+        batch_size: int
+        widths: tuple[float, ...]
+        sparsities: tuple[float, ...]
+        seeds: int
+
+    widths, sparsities = (1.0, 0.5, 0.35, 0.2), (0.5, 0.75, 0.875, 0.9, 0.95)
+    chosen = {
+        "quick": Scale(12, 16, (0.2, 0.1), (0.9,), 1),
+        "laptop": Scale(11_250, 64, widths, sparsities, 3),
+        "paper": Scale(60_000, 128, widths, sparsities, 3),
+    }[scale]
+    images = _images(scale, folder)
+
+    def task(width: float) -> ImageTask:
+        network: PlainNetwork | DemoNetwork = DemoNetwork(width)
+        if scale == "paper":
+            network = PlainNetwork(
+                tuple((round(width * channels), stride) for channels, stride in _DEEP)
+            )
+        return ImageTask(network, images, chosen.steps, chosen.batch_size)
+
+    return _widths_and_sparsities(
+        task,
+        chosen.widths,
+        chosen.sparsities,
+        ("uniform", "erk"),
         name="cnn",
         title="Plain CNN",
-        metric=ACCURACY,
-        reference="dense",
-        configurations=(
-            Configuration("dense", task),
-            *sparse("", task, sparsities),
-        ),
-        seeds=seeds,
-        source=source(task.dataset),
-        checksum=task.dataset_checksum,
+        seeds=chosen.seeds,
     )
 
 
@@ -37,7 +104,6 @@ def mobilenet(scale: ScaleName, folder: pathlib.Path | None) -> Study:
 
     @dataclasses.dataclass(frozen=True)
     class Scale:
-        first: int
         layers: Layers
         steps: int
         batch_size: int
@@ -45,43 +111,71 @@ def mobilenet(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         sparsities: tuple[float, ...]
         seeds: int
 
-    widths, sparsities = (1.0, 0.75, 0.5, 0.25), (0.5, 0.75, 0.9, 0.95)
-    small: Layers = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1))
+    # The parts that are never pruned have 3.5 % of these parameters.
+    small: Layers = (
+        *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)),
+        *((512, 2), (512, 1)),
+    )
     # Table 1 of Howard et al. (2017), with the strides that 28x28 pixels allow.
     whole: Layers = (
         *((64, 1), (128, 1), (128, 1), (256, 2), (256, 1)),
         *((512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1)),
     )
+    widths, sparsities = (1.0, 0.75, 0.5, 0.25), (0.5, 0.75, 0.9, 0.95)
     chosen = {
-        "quick": Scale(4, ((8, 1), (8, 2)), 12, 16, (1.0, 0.5), (0.75,), 1),
-        "laptop": Scale(32, small, 1_875, 64, widths, sparsities, 3),
-        "paper": Scale(32, whole, 60_000, 128, widths, sparsities, 3),
+        "quick": Scale(((64, 1), (64, 2)), 12, 16, (0.1, 0.05), (0.75,), 1),
+        "laptop": Scale(small, 11_250, 64, widths, sparsities, 2),
+        "paper": Scale(whole, 60_000, 128, widths, sparsities, 3),
     }[scale]
     images = _images(scale, folder)
 
     def task(width: float) -> ImageTask:
-        network = MobileNet(chosen.first, chosen.layers, width)
+        network = MobileNet(32, chosen.layers, width)
         return ImageTask(network, images, chosen.steps, chosen.batch_size)
 
-    # 1.1 % of MobileNet's parameters, left dense in the paper.
-    dense_layers = gp.Rule(None, where="(first|depthwise[0-9]+)/kernel")
-    return Study(
+    return _widths_and_sparsities(
+        task,
+        chosen.widths,
+        chosen.sparsities,
+        ("uniform",),
+        # 1.1 % of MobileNet's parameters, left dense in the paper.
+        gp.Rule(None, where="(first|depthwise[0-9]+)/kernel"),
         name="mobilenet",
         title="MobileNet",
-        metric=ACCURACY,
-        reference="width 1.0",
-        configurations=(
-            *(Configuration(f"width {width}", task(width)) for width in chosen.widths),
-            *sparse("width 1.0, ", task(1.0), chosen.sparsities, dense_layers),
-        ),
         seeds=chosen.seeds,
-        source=source(images),
-        checksum=task(1.0).dataset_checksum,
+    )
+
+
+def _widths_and_sparsities(
+    task: Callable[[float], ImageTask],
+    widths: Sequence[float],
+    sparsities: Sequence[float],
+    allocations: Sequence[str],
+    *first: gp.Rule,
+    **fields: Any,
+) -> Study:
+    """A study that compares dense widths with the widest network pruned."""
+    widest = widths[0]
+    return Study(
+        metric=ACCURACY,
+        configurations=(
+            *dense({f"width {width:g}": task(width) for width in widths}),
+            *(
+                configuration
+                for allocation in allocations
+                for configuration in sparse(
+                    task(widest), sparsities, *first, allocation=allocation
+                )
+            ),
+        ),
+        source=source(task(widest).dataset),
+        checksum=task(widest).dataset_checksum,
+        **fields,
     )
 
 
 def plain_task(scale: ScaleName, folder: pathlib.Path | None) -> tuple[ImageTask, int]:
-    """The plain CNN's task, and the number of seeds."""
+    """A small plain CNN's task for the ablations, and the number of seeds."""
     layers: Layers
     layers, steps, batch_size, seeds = {
         "quick": (((4, 2), (8, 2)), 12, 16, 1),
@@ -89,14 +183,7 @@ def plain_task(scale: ScaleName, folder: pathlib.Path | None) -> tuple[ImageTask
             ((32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)),
             *(1_875, 64, 3),
         ),
-        # 20 million parameters: the InceptionV3 of the paper has 27 million.
-        "paper": (
-            (
-                *((64, 1), (64, 1), (128, 2), *((128, 1),) * 3, (256, 2)),
-                *(*((256, 1),) * 3, (512, 2), *((512, 1),) * 7),
-            ),
-            *(60_000, 128, 3),
-        ),
+        "paper": (_DEEP, 60_000, 128, 3),
     }[scale]
     images = _images(scale, folder)
     return ImageTask(PlainNetwork(layers), images, steps, batch_size), seeds

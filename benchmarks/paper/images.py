@@ -1,4 +1,4 @@
-"""Fashion-MNIST, by plain and by depthwise-separable convolutions."""
+"""Fashion-MNIST, by dense layers, plain and depthwise-separable convolutions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import optax
 
 from benchmarks.paper.task import checksum
 from gradprune_jax.demo.data import CLASSES, IMAGE_SHAPE, DataError, Dataset
+from gradprune_jax.demo.models import CHANNELS, HIDDEN, LinenNetwork
 
 # Channels and strides of the layers after the first.
 Layers = tuple[tuple[int, int], ...]
@@ -62,6 +63,46 @@ class _Normalised(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         norm = nn.BatchNorm(use_running_average=not self.training, momentum=0.9)
         return nn.relu(norm(images))
+
+
+class Perceptron(nn.Module):
+    """Dense layers: LeNet-300-100 (LeCun et al., 1998) has 300 and 100 units.
+
+    Attributes:
+      units: of the hidden layers.
+    """
+
+    units: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
+        """Logits (batch, classes) of images (batch, height, width, 1)."""
+        del training
+        hidden = images.reshape(len(images), -1)
+        for units in self.units:
+            hidden = nn.relu(nn.Dense(units)(hidden))
+        return nn.Dense(CLASSES)(hidden)
+
+
+class DemoNetwork(nn.Module):
+    """The network of `gradprune demo`: two convolutions and two dense layers.
+
+    Attributes:
+      width: what all channels and hidden units are multiplied by.
+    """
+
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, training: bool) -> jax.Array:
+        """Logits (batch, classes) of images (batch, height, width, 1) in [0, 1]."""
+        del training
+        first, second, hidden = (
+            round(self.width * each) for each in (*CHANNELS, HIDDEN)
+        )
+        network = LinenNetwork((first, second), hidden)
+        nn.share_scope(self, network)
+        return network(255 * images)  # which reads bytes
 
 
 class PlainNetwork(nn.Module):
@@ -126,7 +167,7 @@ class ImageTask:
       steps, batch_size, learning_rate, weight_decay: of the training.
     """
 
-    network: PlainNetwork | MobileNet
+    network: Perceptron | DemoNetwork | PlainNetwork | MobileNet
     dataset: Dataset = dataclasses.field(repr=False)
     steps: int
     batch_size: int
@@ -146,10 +187,10 @@ class ImageTask:
         return checksum(*dataclasses.astuple(self.dataset))
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
-        """Parameters, and the statistics of batch normalisation."""
+        """Parameters, and the statistics of batch normalisation, if there are any."""
         images = jnp.zeros((1, *IMAGE_SHAPE, 1))
         variables = self.network.init(key, images, training=True)
-        return variables["params"], variables["batch_stats"]
+        return variables["params"], variables.get("batch_stats", {})
 
     def batch(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels; every image once in each epoch, in a new order."""
@@ -172,7 +213,7 @@ class ImageTask:
             mutable=["batch_stats"],
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), updated["batch_stats"]
+        return losses.mean(), updated.get("batch_stats", {})
 
     def evaluate(self, params: Any, carried: Any) -> dict[str, float]:
         """The accuracy on the test images, in per cent."""

@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Callable
 
 from benchmarks.paper.ablations import ablations
-from benchmarks.paper.image_studies import cnn, mobilenet
+from benchmarks.paper.image_studies import cnn, mlp, mobilenet
 from benchmarks.paper.task import ScaleName, Study
 from benchmarks.paper.text_studies import lstm, seq2seq, translation
 
 # From a scale, and the folder of the data if it is not the bundled one.
 STUDIES: dict[str, Callable[[ScaleName, pathlib.Path | None], Study]] = {
+    "mlp": mlp,
     "cnn": cnn,
     "mobilenet": mobilenet,
     "lstm": lstm,

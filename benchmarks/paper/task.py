@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -23,6 +23,9 @@ _WARM_UP = 0.05
 
 # Tiny, to try a study out; for two cores; and at the paper's sizes.
 ScaleName = Literal["quick", "laptop", "paper"]
+
+# What names say of a rule's allocation; the paper's goes without saying.
+_ALLOCATIONS = {"uniform": "", "erk": ", ERK", "global": ", global"}
 
 
 class Task(Protocol):
@@ -69,6 +72,13 @@ class Configuration:
     name: str
     task: Task
     rules: tuple[gp.Rule, ...] = ()
+
+    @property
+    def curve(self) -> str:
+        """The curve that the row is a point of: how its network became small."""
+        if not self.rules:
+            return "small-dense"
+        return f"large-sparse{_ALLOCATIONS[self.rules[-1].allocation]}"
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW behind global-norm clipping, wrapped by the pruning.
@@ -152,16 +162,17 @@ class Remark:
 class Study:
     """Configurations that are trained for equally many steps and compared.
 
+    One may be trained for fewer, to see whether the others are trained long enough.
+
     Attributes:
       name: of its files.
       title: a heading.
       metric: what is compared.
-      others: further metrics that its table shows.
-      reference: the name of the dense configuration that the pruned ones start from.
-      configurations: the rows, `reference` first.
+      configurations: the rows, first the one that all others are compared with.
       seeds: how often each is trained.
       source: the data, in words.
       checksum: the data, in one number.
+      others: further metrics that its table shows.
       baseline: another model of the same data.
       remarks: of the paper, by configuration.
       notes: sentences to print below the table.
@@ -170,7 +181,6 @@ class Study:
     name: str
     title: str
     metric: Metric
-    reference: str
     configurations: tuple[Configuration, ...]
     seeds: int
     source: str
@@ -179,6 +189,11 @@ class Study:
     baseline: Baseline | None = None
     remarks: Mapping[str, Remark] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """The name of the row that all others are compared with."""
+        return self.configurations[0].name
 
 
 def checksum(*arrays: np.ndarray) -> int:
@@ -212,25 +227,50 @@ def window(
     return gp.polynomial_schedule(sparsity, first, last, **fields)
 
 
+def dense(tasks: Mapping[str, Task]) -> list[Configuration]:
+    """Dense networks, and the first of them trained for half as many steps.
+
+    Whether that is as good says whether the trainings are long enough.
+
+    Args:
+      tasks: by name, the largest network first.
+
+    Returns:
+      A configuration for each, and one more.
+    """
+    (name, largest), *_ = tasks.items()
+    shorter = dataclasses.replace(largest, steps=largest.steps // 2)
+    return [
+        *(Configuration(name, task) for name, task in tasks.items()),
+        Configuration(f"{name}, half as long", shorter),
+    ]
+
+
 def sparse(
-    prefix: str, task: Task, sparsities: Sequence[float], *first: gp.Rule
-) -> Iterable[Configuration]:
+    task: Task,
+    sparsities: Sequence[float],
+    *first: gp.Rule,
+    allocation: str = "uniform",
+) -> list[Configuration]:
     """The task with all weights pruned that the first rules leave.
 
     Args:
-      prefix: of the names, before the sparsity in per cent.
       task: what is trained.
       sparsities: the final ones.
       *first: rules that come before the one that prunes.
+      allocation: of the rule that prunes.
 
     Returns:
       A configuration for each sparsity, on the window that all studies share.
     """
     return [
         Configuration(
-            f"{prefix}{100 * sparsity:g} %",
+            f"{100 * sparsity:g} %{_ALLOCATIONS[allocation]}",
             task,
-            (*first, gp.Rule(window(sparsity, task.steps))),
+            (
+                *first,
+                gp.Rule(window(sparsity, task.steps), allocation=allocation),
+            ),
         )
         for sparsity in sparsities
     ]

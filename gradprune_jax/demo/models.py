@@ -21,16 +21,24 @@ FIRST_DENSE_KERNEL = "dense1/kernel"
 
 
 class LinenNetwork(linen.Module):
-    """The network as a Linen module."""
+    """The network as a Linen module.
+
+    Attributes:
+      channels: of the two convolutions.
+      hidden: units of the first dense layer.
+    """
+
+    channels: tuple[int, int] = CHANNELS
+    hidden: int = HIDDEN
 
     @linen.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Return logits, float32 (n, 10), of uint8 images (n, 28, 28, 1)."""
         x = _scale(images)
-        x = linen.Conv(CHANNELS[0], (5, 5), strides=2, name="conv1")(x)
-        x = linen.Conv(CHANNELS[1], (3, 3), name="conv2")(linen.relu(x))
+        x = linen.Conv(self.channels[0], (5, 5), strides=2, name="conv1")(x)
+        x = linen.Conv(self.channels[1], (3, 3), name="conv2")(linen.relu(x))
         x = _max_pool(linen.relu(x)).reshape(len(x), -1)
-        x = linen.Dense(HIDDEN, name="dense1")(x)
+        x = linen.Dense(self.hidden, name="dense1")(x)
         return linen.Dense(CLASSES, name="dense2")(linen.relu(x))
 
 
