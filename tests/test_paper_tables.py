@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import pytest
+
 from benchmarks.paper import tables, tradeoff
 from benchmarks.paper.task import Baseline, Metric, Remark
 from tests.line import LINE
 
 
-def make_row(name, nonzero, values, *, is_sparse=False):
+def make_row(name, nonzero, values, curve="large-sparse", steps=25):
     return tradeoff.Row(
         name=name,
-        is_sparse=is_sparse,
+        curve=curve,
+        steps=steps,
         nonzero=nonzero,
         bytes={"dense": 4_000_000, "bitmask": 4 * nonzero, "csr": 8 * nonzero},
         metrics={"error": values},
@@ -18,39 +21,70 @@ def make_row(name, nonzero, values, *, is_sparse=False):
     )
 
 
+DENSE = make_row("dense", 1_000_000, [2.0, 2.2], "small-dense")
+SMALL = make_row("small", 10_000, [6.0, 6.2], "small-dense")
+ACCURACY = Metric("error", "score", "%", lower_is_better=False)
+
+
+def test_a_pruned_network_is_compared_at_its_number_of_non_zeros():
+    dense = [DENSE, SMALL]
+    for nonzero, value, expected, verdict in [
+        (100_000, 3.1, 4.1, "beats"),  # in the middle of the two, by the logarithm
+        (100_000, 4.1, 4.1, "equals"),
+        (100_000, 4.35, 4.1, "loses to"),
+        (1_000, 5.0, 6.1, "beats"),  # the smallest has ten times as many
+    ]:
+        row = make_row("sparse", nonzero, [value, value])
+        found = tradeoff.compare(LINE.metric, row, dense)
+        assert found.dense == pytest.approx(expected)
+        assert found.gain == pytest.approx(expected - value)
+        assert found.spread == pytest.approx(0.2)
+        assert found.verdict == verdict
+        higher = tradeoff.compare(ACCURACY, row, dense)
+        assert higher.gain == pytest.approx(value - expected)
+    seeds = make_row("sparse", 100_000, [2.0, 5.0])
+    assert tradeoff.compare(LINE.metric, seeds, dense).verdict == "equals"
+
+
 def test_what_is_said_is_computed():
     rows = [
-        make_row("dense", 1_000_000, [2.0, 2.2]),
-        make_row("small", 10_000, [6.0, 6.2]),
-        make_row("90 %", 100_000, [3.0, 3.2], is_sparse=True),
-        make_row("99.9 %", 1_000, [7.0, 7.0], is_sparse=True),
+        DENSE,
+        SMALL,
+        make_row("dense, half as long", 1_000_000, [2.5, 2.5], "small-dense", steps=12),
+        make_row("90 %", 100_000, [3.0, 3.2]),
+        make_row("99.9 %", 1_000, [7.0, 7.0]),
+        make_row("80 %, ERK", 200_000, [3.5, 3.5], "large-sparse, ERK"),
     ]
     assert tradeoff.statements(LINE, rows) == [
-        "At equal non-zeros large-sparse (90 %, 0.1 M non-zeros) beats small-dense: "
-        "error 3.10 against 4.10, interpolated.",
-        "Large-sparse (99.9 %, 0.001 M non-zeros) has 10.0 times fewer non-zeros than "
-        "the smallest dense network (small) and is worse: error 7.00 against 6.10.",
-        "With 10 times fewer non-zeros (0.1 M) than the dense network (dense): error "
-        "3.10, interpolated, +1.00.",
+        "Long enough means that twice as many steps gain no more than the spread of "
+        "seeds: from 12 steps to 25 the dense network (dense) goes from 2.50 to 2.10, "
+        "beyond the spread of 0.20.",
+        "Large-sparse beside small-dense of as many non-zeros: beats it at 90 %, loses "
+        "to it at 99.9 %.",
+        "Large-sparse with 10 times fewer non-zeros (0.1 M) than the dense network: "
+        "error 3.10, +1.00 (+47.6 % of 2.10).",
+        "Large-sparse, ERK beside small-dense of as many non-zeros: equals it at 80 % "
+        "(within the spread of seeds).",
+        "Large-sparse, ERK with 5 times fewer non-zeros (0.2 M) than the dense "
+        "network: error 3.50, +1.40 (+66.7 % of 2.10).",
     ]
     assert tradeoff.statements(LINE, rows[:1]) == []
-    fewest = [rows[0], make_row("80 %", 200_000, [2.5], is_sparse=True)]
-    assert tradeoff.statements(LINE, fewest) == [
-        "With 5 times fewer non-zeros (0.2 M) than the dense network (dense): error "
-        "2.50, +0.40.",
-    ]
-    better = Metric("error", "score", "%", lower_is_better=False)
-    said = tradeoff.statements(dataclasses.replace(LINE, metric=better), rows)
-    assert "loses to small-dense: score 3.10 % against 4.10 %," in said[0]
-    for nonzero, value in [(100_000, 4.0), (1_000, 6.0)]:
-        close = make_row("sparse", nonzero, [value, value + 0.15], is_sparse=True)
-        said = tradeoff.statements(LINE, [*rows[:2], close])
-        assert said[0].endswith("; within the spread of seeds.")
+    (alone,) = tradeoff.statements(LINE, [DENSE, rows[3]])
+    assert alone.startswith("Large-sparse with 10 times fewer")
+    lines = tables._table(LINE, rows).splitlines()
+    assert lines[0].endswith("| small-dense of as many | gain | seconds a run |")
+    assert lines[5].startswith("| 90 % | 100,000 |")
+    assert lines[5].endswith("| 3.10 | +1.00 | 0.20 | 4.10 | +1.00 | 0 |")
+    assert lines[7].endswith("| 3.50 | +1.40 | 0.00 | 3.50 | (-0.00) | 0 |")
+    assert lines[4].endswith("| 2.50 | +0.40 | 0.00 |  |  | 0 |")
+    curves = tradeoff.curves(rows)
+    assert [row.name for row in curves["small-dense"]] == ["dense", "small"]
+    assert [row.name for row in curves["large-sparse, ERK"]] == ["dense", "80 %, ERK"]
 
 
 def test_another_model_is_compared_with():
     study = dataclasses.replace(LINE, baseline=Baseline("a guess", 2.0, "it is new"))
-    rows = [make_row("dense", 10, [2.2]), make_row("90 %", 1, [4.0], is_sparse=True)]
+    rows = [make_row("dense", 10, [2.2], "small-dense"), make_row("90 %", 1, [4.0])]
     assert tables._sentences(study, rows)[0] == (
         "The dense network (dense) does not beat a guess: error 2.20 against 2.00: it "
         "is new."

@@ -24,22 +24,12 @@ def draw(study: Study, rows: Sequence[Row]) -> Figure:
     Returns:
       The figure, tied to no window.
     """
-    dense, sparse = tradeoff.curves(study, rows)
-    curves = {"large-sparse": sparse}
-    if len(dense) > 1:
-        curves["small-dense"] = dense
-    points = {
-        label: [
-            (
-                row.nonzero,
-                row.metrics[study.metric.name],
-                # Where both curves begin, one name is enough.
-                ""
-                if curve is sparse and row in curves.get("small-dense", ())
-                else row.name.rpartition(", ")[2],
-            )
+    points = {}
+    for label, curve in tradeoff.curves(rows).items():
+        first, *others = [
+            (row.nonzero, row.metrics[study.metric.name], row.name.partition(",")[0])
             for row in curve
         ]
-        for label, curve in curves.items()
-    }
+        # Where the curves begin, one name is enough.
+        points[label] = [first if not points else (*first[:2], ""), *others]
     return report.plot_tradeoff(points, metric=study.metric.label, title=study.title)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.paper import tradeoff
-from benchmarks.paper.task import Study
+from benchmarks.paper.task import SMALL_DENSE, Metric, Study
 from benchmarks.paper.tradeoff import Row
 
 
@@ -36,7 +36,7 @@ def markdown(
 
 def _sentences(study: Study, rows: Sequence[Row]) -> list[str]:
     """What is computed from the rows: for ablations, one sentence each."""
-    if any(not row.is_sparse for row in rows):
+    if not rows[0].is_sparse:
         return [*_beside_baseline(study, rows), *tradeoff.statements(study, rows)]
     first, *others = rows
     return [_ablation(study, first, row) for row in others]
@@ -46,7 +46,7 @@ def _beside_baseline(study: Study, rows: Sequence[Row]) -> list[str]:
     """The dense network that the pruned ones start from, beside another model."""
     if study.baseline is None:
         return []
-    (reference,) = (row for row in rows if row.name == study.reference)
+    reference, *_ = rows
     metric, other = study.metric, study.baseline.value
     value = reference.mean(metric.name)
     beats = metric.gain(value, other) > 0
@@ -83,34 +83,45 @@ def _ablation(study: Study, first: Row, row: Row) -> str:
 
 def _table(study: Study, rows: Sequence[Row]) -> str:
     """One line for each configuration."""
-    metrics = (study.metric, *study.others)
+    metric, reference = study.metric, rows[0]
+    compared = not reference.is_sparse and any(row.is_sparse for row in rows)
     headings = [
         "model",
         "non-zeros",
         *("dense, kB", "bit mask, kB", "CSR, kB"),
-        study.metric.label,
-        f"to {study.reference}",
+        metric.label,
+        f"to {reference.name}",
         "spread",
-        *(metric.label for metric in study.others),
+        *([f"{SMALL_DENSE} of as many", "gain"] if compared else []),
+        *(other.label for other in study.others),
         "seconds a run",
     ]
-    (reference,) = (row for row in rows if row.name == study.reference)
-    name = metrics[0].name
     lines = [headings, ["-"] * len(headings)]
     lines += [
         [
             row.name,
             f"{row.nonzero:,}",
             *(f"{size / 1e3:,.0f}" for size in row.bytes.values()),
-            f"{row.mean(name):.2f}",
-            f"{row.mean(name) - reference.mean(name):+.2f}",
-            f"{row.spread(name):.2f}",
-            *(f"{row.mean(metric.name):.2f}" for metric in study.others),
-            f"{row.seconds / len(row.metrics[name]):.0f}",
+            f"{row.mean(metric.name):.2f}",
+            f"{row.mean(metric.name) - reference.mean(metric.name):+.2f}",
+            f"{row.spread(metric.name):.2f}",
+            *(_comparison(metric, rows, row) if compared else []),
+            *(f"{row.mean(other.name):.2f}" for other in study.others),
+            f"{row.seconds / len(row.metrics[metric.name]):.0f}",
         ]
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _comparison(metric: Metric, rows: Sequence[Row], row: Row) -> list[str]:
+    """Two cells: small-dense at as many non-zeros, and the gain over it."""
+    dense = tradeoff.curves(rows)[SMALL_DENSE]
+    if not row.is_sparse or len(dense) < 2:
+        return ["", ""]
+    found = tradeoff.compare(metric, row, dense)
+    gain = f"{found.gain:+.2f}"
+    return [f"{found.dense:.2f}", f"({gain})" if found.verdict == "equals" else gain]
 
 
 def _provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -> str:
@@ -121,7 +132,7 @@ def _provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -
 
     minutes = sum(each["seconds"] for each in records) / 60
     return (
-        f"{study.source}; {records[0]['steps']:,} steps each, means of {study.seeds} "
+        f"{study.source}; {records[0]['steps']:,} steps, means of {study.seeds} "
         f"{'seeds' if study.seeds > 1 else 'seed'} with the spread between them; "
         f"{minutes:.0f} minutes of training at commit {distinct('commit')} on "
         f"{distinct('machine')}, {distinct('date')}, jax {distinct('jax')}. Written by "

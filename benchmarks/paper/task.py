@@ -24,6 +24,9 @@ _WARM_UP = 0.05
 # Tiny, to try a study out; for two cores; and at the paper's sizes.
 ScaleName = Literal["quick", "laptop", "paper"]
 
+# The curve of networks that were never pruned.
+SMALL_DENSE = "small-dense"
+
 # What names say of a rule's allocation; the paper's goes without saying.
 _ALLOCATIONS = {"uniform": "", "erk": ", ERK", "global": ", global"}
 
@@ -77,7 +80,7 @@ class Configuration:
     def curve(self) -> str:
         """The curve that the row is a point of: how its network became small."""
         if not self.rules:
-            return "small-dense"
+            return SMALL_DENSE
         return f"large-sparse{_ALLOCATIONS[self.rules[-1].allocation]}"
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -189,11 +192,6 @@ class Study:
     baseline: Baseline | None = None
     remarks: Mapping[str, Remark] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    @property
-    def reference(self) -> str:
-        """The name of the row that all others are compared with."""
-        return self.configurations[0].name
 
 
 def checksum(*arrays: np.ndarray) -> int:

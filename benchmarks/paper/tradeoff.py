@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.paper.task import Metric, Study
+from benchmarks.paper.task import SMALL_DENSE, Metric, Study
 
 _FEWER = 10  # times fewer non-zeros, for which the paper's abstract states the loss
 
@@ -20,7 +20,8 @@ class Row:
 
     Attributes:
       name: of the configuration.
-      is_sparse: whether it was pruned.
+      curve: that it is a point of, as `Configuration.curve`.
+      steps: of each training.
       nonzero: the number of weights that are not zero.
       bytes: by layout.
       metrics: the value of each seed, by metric.
@@ -28,11 +29,17 @@ class Row:
     """
 
     name: str
-    is_sparse: bool
+    curve: str
+    steps: int
     nonzero: int
     bytes: dict[str, int]
     metrics: dict[str, list[float]]
     seconds: float
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it was pruned."""
+        return self.curve != SMALL_DENSE
 
     def mean(self, metric: str) -> float:
         """The mean over seeds."""
@@ -41,6 +48,28 @@ class Row:
     def spread(self, metric: str) -> float:
         """The difference between the highest and the lowest seed."""
         return max(self.metrics[metric]) - min(self.metrics[metric])
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A pruned network beside a dense one of as many non-zeros.
+
+    Attributes:
+      dense: the metric of the dense one.
+      gain: how much better the pruned one is.
+      spread: of the seeds, the largest of the networks that are compared.
+    """
+
+    dense: float
+    gain: float
+    spread: float
+
+    @property
+    def verdict(self) -> Literal["beats", "equals", "loses to"]:
+        """What that means; within the spread of seeds they are equal."""
+        if abs(self.gain) <= self.spread:
+            return "equals"
+        return "beats" if self.gain > 0 else "loses to"
 
 
 def rows(study: Study, records: Sequence[dict[str, Any]]) -> list[Row]:
@@ -59,7 +88,8 @@ def rows(study: Study, records: Sequence[dict[str, Any]]) -> list[Row]:
         summed.append(
             Row(
                 name=configuration.name,
-                is_sparse=bool(configuration.rules),
+                curve=configuration.curve,
+                steps=own[0]["steps"],
                 nonzero=_mean([each["nonzero"] for each in own]),
                 bytes={
                     layout: _mean([each["bytes"][layout] for each in own])
@@ -75,101 +105,132 @@ def rows(study: Study, records: Sequence[dict[str, Any]]) -> list[Row]:
     return summed
 
 
-def curves(study: Study, table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Small-dense and large-sparse, the largest first; both have the reference."""
-    (reference,) = (row for row in table if row.name == study.reference)
-    dense = [row for row in table if not row.is_sparse]
-    sparse = [reference, *(row for row in table if row.is_sparse)]
-    return _by_size(dense), _by_size(sparse)
+def curves(table: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each curve, the largest network first.
+
+    Args:
+      table: rows, first the dense network that the pruned ones start from; what is
+        trained for fewer steps than it is no point of a curve.
+
+    Returns:
+      Rows by curve, small-dense first; all curves begin with the first row.
+    """
+    first, *others = table
+    found = {first.curve: [first]}
+    for row in others:
+        if row.steps == first.steps:
+            found.setdefault(row.curve, [first]).append(row)
+    return {
+        name: sorted(curve, key=lambda row: -row.nonzero)
+        for name, curve in found.items()
+    }
+
+
+def compare(metric: Metric, row: Row, dense: Sequence[Row]) -> Comparison:
+    """A pruned network beside the dense ones, at its number of non-zeros.
+
+    Between two networks the metric is taken to lie on a straight line over the
+    logarithm of the non-zeros. One with fewer than the smallest dense network is
+    compared with that.
+
+    Args:
+      metric: what is compared.
+      row: the pruned network, with no more non-zeros than the first dense one.
+      dense: the small-dense curve, the largest network first.
+
+    Returns:
+      The comparison.
+    """
+    nonzero = max(row.nonzero, dense[-1].nonzero)
+    larger = [each for each in dense if each.nonzero >= nonzero][-1]
+    smaller = next(each for each in dense if each.nonzero <= nonzero)
+    other = interpolate(dense, nonzero, metric.name)
+    return Comparison(
+        dense=other,
+        gain=metric.gain(row.mean(metric.name), other),
+        spread=max(each.spread(metric.name) for each in (row, larger, smaller)),
+    )
+
+
+def interpolate(curve: Sequence[Row], nonzero: float, metric: str) -> float:
+    """The metric of a curve at a number of non-zeros, or at the end next to it."""
+    sizes = [row.nonzero for row in reversed(curve)]
+    values = [row.mean(metric) for row in reversed(curve)]
+    return float(np.interp(np.log(nonzero), np.log(sizes), values))
 
 
 def statements(study: Study, table: Sequence[Row]) -> list[str]:
     """What the figures say, in sentences.
-
-    Between two networks of a curve the metric is taken to lie on a straight line over
-    the logarithm of the non-zeros. Nothing is said outside a curve.
 
     Args:
       study: with the metric.
       table: its rows.
 
     Returns:
-      A sentence for each pruned network that a dense one can be compared with, and one
-      for the loss at ten times fewer non-zeros, or at the fewest if that is beyond.
+      Whether the trainings are long enough; of each curve of pruned networks, where it
+      beats small-dense, and the loss at ten times fewer non-zeros, or at the fewest if
+      that is beyond.
     """
-    dense, sparse = curves(study, table)
-    compared = sparse[1:] if len(dense) > 1 else []
-    said = [_beside_dense(study.metric, row, dense) for row in compared]
-    if len(sparse) > 1:
-        said.append(_at_fewer(study.metric, sparse))
-    return [sentence for sentence in said if sentence]
+    reference, *_ = table
+    said = [
+        _length(study.metric, reference, row)
+        for row in table
+        if row.steps < reference.steps
+    ]
+    dense, *sparse = curves(table).items()
+    for name, curve in sparse:
+        label = name[0].upper() + name[1:]
+        if len(dense[1]) > 1:
+            said.append(_beside_dense(study.metric, label, curve[1:], dense[1]))
+        said.append(_at_fewer(study.metric, label, curve))
+    return said
 
 
-def _beside_dense(metric: Metric, row: Row, dense: Sequence[Row]) -> str:
-    """A pruned network beside the dense ones, at its number of non-zeros."""
-    size = f"{row.name}, {_millions(row.nonzero)} non-zeros"
-    here, smallest = row.mean(metric.name), dense[-1]
-
-    def noted(gain: float, *others: Row) -> str:
-        noise = max(each.spread(metric.name) for each in (row, *others))
-        return "; within the spread of seeds" if abs(gain) <= noise else ""
-
-    other = _at(dense, row.nonzero, metric.name)
-    if other is not None:
-        gain = metric.gain(here, other)
-        larger = [each for each in dense if each.nonzero >= row.nonzero][-1]
-        smaller = next(each for each in dense if each.nonzero <= row.nonzero)
-        return (
-            f"At equal non-zeros large-sparse ({size}) "
-            f"{'beats' if gain > 0 else 'loses to'} small-dense: {metric.title} "
-            f"{metric.show(here)} against {metric.show(other)}, interpolated"
-            f"{noted(gain, larger, smaller)}."
-        )
-    if row.nonzero > dense[0].nonzero:
-        return ""
-    other = smallest.mean(metric.name)
-    gain = metric.gain(here, other)
+def _length(metric: Metric, reference: Row, shorter: Row) -> str:
+    """What as many steps again have brought."""
+    value, before = (row.mean(metric.name) for row in (reference, shorter))
+    spread = max(row.spread(metric.name) for row in (reference, shorter))
+    enough = metric.gain(value, before) <= spread
     return (
-        f"Large-sparse ({size}) has {smallest.nonzero / row.nonzero:.1f} times fewer "
-        f"non-zeros than the smallest dense network ({smallest.name}) and is "
-        f"{'better' if gain > 0 else 'worse'}: {metric.title} "
-        f"{metric.show(here)} against {metric.show(other)}{noted(gain, smallest)}."
+        f"Long enough means that twice as many steps gain no more than the spread of "
+        f"seeds: from {shorter.steps:,} steps to {reference.steps:,} the dense network "
+        f"({reference.name}) goes from {metric.show(before)} to {metric.show(value)}, "
+        f"{'within' if enough else 'beyond'} the spread of {spread:.2f}."
     )
 
 
-def _at_fewer(metric: Metric, sparse: Sequence[Row]) -> str:
+def _beside_dense(
+    metric: Metric, label: str, curve: Sequence[Row], dense: Sequence[Row]
+) -> str:
+    """Where a curve of pruned networks beats the dense ones."""
+    found: dict[str, list[str]] = {"beats": [], "equals": [], "loses to": []}
+    for row in curve:
+        sparsity = row.name.partition(",")[0].removesuffix(" %")
+        found[compare(metric, row, dense).verdict].append(sparsity)
+    parts = [
+        f"{verdict} it at {', '.join(sparsities)} %"
+        + (" (within the spread of seeds)" if verdict == "equals" else "")
+        for verdict, sparsities in found.items()
+        if sparsities
+    ]
+    return f"{label} beside small-dense of as many non-zeros: {', '.join(parts)}."
+
+
+def _at_fewer(metric: Metric, label: str, curve: Sequence[Row]) -> str:
     """What the dense network loses with ten times fewer non-zeros, or the fewest."""
-    reference, *_, smallest = sparse
-    nonzero = reference.nonzero / _FEWER
-    value = _at(sparse, nonzero, metric.name)
-    how = ", interpolated"
-    if value is None:
-        nonzero, value, how = smallest.nonzero, smallest.mean(metric.name), ""
-    change = value - reference.mean(metric.name)
-    return (
-        f"With {reference.nonzero / nonzero:.3g} times fewer non-zeros "
-        f"({_millions(nonzero)}) than the dense network ({reference.name}): "
-        f"{metric.title} {metric.show(value)}{how}, {change:+.2f}."
+    reference, *_, smallest = curve
+    nonzero = max(reference.nonzero / _FEWER, smallest.nonzero)
+    value, before = (
+        interpolate(curve, nonzero, metric.name),
+        reference.mean(metric.name),
     )
-
-
-def _at(curve: Sequence[Row], nonzero: float, metric: str) -> float | None:
-    """The metric of a curve at a number of non-zeros, or None outside it."""
-    sizes = [row.nonzero for row in reversed(curve)]
-    if len(curve) < 2 or not sizes[0] <= nonzero <= sizes[-1]:
-        return None
-    values = [row.mean(metric) for row in reversed(curve)]
-    return float(np.interp(np.log(nonzero), np.log(sizes), values))
-
-
-def _by_size(table: Sequence[Row]) -> list[Row]:
-    return sorted(table, key=lambda row: -row.nonzero)
+    return (
+        f"{label} with {reference.nonzero / nonzero:.3g} times fewer non-zeros "
+        f"({nonzero / 1e6:.3g} M) than the dense network: {metric.title} "
+        f"{metric.show(value)}, {value - before:+.2f} "
+        f"({100 * (value - before) / before:+.1f} % of {metric.show(before)})."
+    )
 
 
 def _mean(values: Sequence[int]) -> int:
     return round(statistics.mean(values))
-
-
-def _millions(number: float) -> str:
-    """A number of weights, in millions."""
-    return f"{number / 1e6:.3g} M"
