@@ -40,9 +40,8 @@ def write(name: str, results: dict[str, Any], table: str) -> None:
     insert(name, table)
 
 
-def insert(name: str, table: str) -> None:
-    """Puts a table between its marks in `README.md`, at the end if it has none."""
-    readme = FOLDER / "README.md"
+def insert(name: str, table: str, readme: pathlib.Path = FOLDER / "README.md") -> None:
+    """Puts a table between its marks in a README, at the end if it has none."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = readme.read_text()
     if begin not in text:

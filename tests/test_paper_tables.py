@@ -1,10 +1,17 @@
 """What the paper's tables say of networks is computed from their trainings."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks.paper import tables, tradeoff
+pytest.importorskip("matplotlib")
+pytest.importorskip("orbax.checkpoint")
+
+from benchmarks.paper import overview, tables, throughput, tradeoff
 from benchmarks.paper.task import Baseline, Metric, Remark
 from tests.line import LINE
 
@@ -136,3 +143,42 @@ def test_ablations_are_compared_with_the_first(tmp_path):
     alone = dataclasses.replace(study, seeds=1)
     text = tables.markdown(alone, records, "command", "")
     assert "- Linear: +0.00, of one seed: not enough to tell.\n" in text
+
+
+def test_products_are_counted_as_often_as_a_loop_runs():
+    rows, matrix = jnp.ones((3, 4, 5)), jnp.ones((5, 5))
+
+    def loop(rows, matrix):
+        return jax.lax.scan(lambda carry, row: (carry, row @ matrix), 0, rows)
+
+    traced = jax.make_jaxpr(jax.jit(loop))(rows, matrix)
+    assert throughput.products(traced.jaxpr) == 2 * 3 * 4 * 5 * 5
+    images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 7))
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(2, 2),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    traced = jax.make_jaxpr(convolve)(images, kernel)
+    assert throughput.products(traced.jaxpr) == 2 * (2 * 4 * 4 * 7) * (3 * 3 * 3)
+
+
+def test_all_studies_are_in_one_picture():
+    rows = [
+        DENSE,
+        SMALL,
+        make_row("90 %", 100_000, [3.0, 3.2]),
+        make_row("90 %, ERK", 100_000, [2.6, 2.6], "large-sparse, ERK"),
+    ]
+    figure = overview.draw([(LINE, rows)] * 4)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["Line: error"] * 4
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert list(lines["small-dense"].get_xdata()) == [1, 100]
+    np.testing.assert_allclose(
+        lines["large-sparse, ERK"].get_ydata(), [0, 100 * 0.5 / 2.1], atol=1e-9
+    )
+    assert overview.sentence(LINE, rows) == (
+        "**Line**, 1 million weights, error 2.10: with 10 times fewer non-zeros 3.10, "
+        "2.60 by ERK; a dense network of as many has 4.10."
+    )

@@ -182,6 +182,16 @@ class ImageTask:
             )
 
     @property
+    def examples(self) -> int:
+        """The images of a batch."""
+        return self.batch_size
+
+    @property
+    def unit(self) -> str:
+        """What an example is."""
+        return "images"
+
+    @property
     def dataset_checksum(self) -> int:
         """The images and labels in one number."""
         return checksum(*dataclasses.astuple(self.dataset))

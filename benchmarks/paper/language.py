@@ -93,6 +93,16 @@ class LanguageTask:
                 f"streams of {self.unroll} words a step need at least {fewest}."
             )
 
+    @property
+    def examples(self) -> int:
+        """The words of a batch."""
+        return self.streams * self.unroll
+
+    @property
+    def unit(self) -> str:
+        """What an example is."""
+        return "words"
+
     def init(self, key: jax.Array) -> tuple[Any, Carry]:
         """Parameters, and the carry at the beginning of the text."""
         carry = self.network.start(self.streams)

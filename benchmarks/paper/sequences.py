@@ -145,6 +145,16 @@ class SequenceTask:
                 f"few for batches of {self.batch_size}."
             )
 
+    @property
+    def examples(self) -> int:
+        """The pairs of a batch."""
+        return self.batch_size
+
+    @property
+    def unit(self) -> str:
+        """What an example is."""
+        return "pairs"
+
     def init(self, key: jax.Array) -> tuple[Any, tuple[()]]:
         """Parameters; a step hands nothing else to the next one."""
         symbols = jnp.zeros((1, 2), jnp.int32)

@@ -38,6 +38,8 @@ class Task(Protocol):
       steps: the number of optimizer updates.
       learning_rate: its peak.
       weight_decay: AdamW's, decoupled.
+      examples: of a batch.
+      unit: what they are.
     """
 
     @property
@@ -46,6 +48,10 @@ class Task(Protocol):
     def learning_rate(self) -> float: ...  # noqa: D102
     @property
     def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def examples(self) -> int: ...  # noqa: D102
+    @property
+    def unit(self) -> str: ...  # noqa: D102
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         """Parameters, and what else a step hands to the next one."""

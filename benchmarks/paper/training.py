@@ -40,20 +40,20 @@ class State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _begin(task: Task, key: jax.Array) -> tuple[Any, Any]:
+def _init(task: Task, key: jax.Array) -> tuple[Any, Any]:
     """A task's beginning; one program for all that begin alike, pruned or not."""
     return task.init(key)
 
 
-class _Program(NamedTuple):
+class Program(NamedTuple):
     """A configuration's compiled functions, shared by its seeds."""
 
     init: Callable[[Any], Any]
-    step: Callable[[State, Any, jax.Array], tuple[State, jax.Array]]
+    step: Any  # (State, batch, key) -> (State, loss), jitted
 
 
 @functools.lru_cache(maxsize=1)
-def _program(configuration: Configuration) -> _Program:
+def _program(configuration: Configuration) -> Program:
     """The optimizer's beginning, and a step that reuses the old state's memory."""
     task, tx = configuration.task, configuration.optimizer()
 
@@ -67,7 +67,26 @@ def _program(configuration: Configuration) -> _Program:
         state = State(state.step + 1, state.seconds, params, opt_state, carried)
         return state, loss
 
-    return _Program(jax.jit(tx.init), jax.jit(step, donate_argnums=0))
+    return Program(jax.jit(tx.init), jax.jit(step, donate_argnums=0))
+
+
+def begin(configuration: Configuration, seed: int) -> tuple[Program, State, jax.Array]:
+    """The compiled functions of a training, its first state, and the key of its steps.
+
+    Args:
+      configuration: what to train.
+      seed: of the initialisation and of dropout.
+
+    Returns:
+      The program, the state before the first step, and a key for all steps.
+    """
+    program = _program(configuration)
+    init_key, step_key = jax.random.split(jax.random.key(seed))
+    params, carried = _init(configuration.task, init_key)
+    state = State(
+        jnp.zeros((), jnp.int32), jnp.zeros(()), params, program.init(params), carried
+    )
+    return program, state, step_key
 
 
 def train(
@@ -93,12 +112,8 @@ def train(
       FloatingPointError: if a weight is not finite in the end.
       ValueError: if a pruned weight is not zero.
     """
-    task, program = configuration.task, _program(configuration)
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    params, carried = _begin(task, init_key)
-    state = State(
-        jnp.zeros((), jnp.int32), jnp.zeros(()), params, program.init(params), carried
-    )
+    task = configuration.task
+    program, state, step_key = begin(configuration, seed)
     with _checkpoints(folder) as manager:
         state = _restore(manager, state)
         begun = saved = time.monotonic()
