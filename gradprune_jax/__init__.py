@@ -32,9 +32,16 @@ from gradprune_jax._schedules import SparsitySchedule as SparsitySchedule
 from gradprune_jax._schedules import custom_schedule as custom_schedule
 from gradprune_jax._schedules import one_shot_schedule as one_shot_schedule
 from gradprune_jax._schedules import polynomial_schedule as polynomial_schedule
+from gradprune_jax._scores import Fisher as Fisher
+from gradprune_jax._scores import Magnitude as Magnitude
+from gradprune_jax._scores import Movement as Movement
+from gradprune_jax._scores import Random as Random
+from gradprune_jax._scores import Saliency as Saliency
+from gradprune_jax._scores import Score as Score
 from gradprune_jax._sensitivity import Sensitivity as Sensitivity
 from gradprune_jax._sensitivity import sensitivity as sensitivity
 from gradprune_jax._state import GradualPruneState as GradualPruneState
+from gradprune_jax._state import ScoredPruneState as ScoredPruneState
 from gradprune_jax._state import WithGradualPruneState as WithGradualPruneState
 from gradprune_jax._structures import NM as NM
 from gradprune_jax._structures import Block as Block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
+from gradprune_jax._scores import AnyScore
 from gradprune_jax._state import is_dense
 from gradprune_jax._structures import Structure, check_pattern
 
@@ -41,6 +43,8 @@ def prune(
     stack_axis: int | None = None,
     min_density: chex.Numeric = 0.0,
     min_per_channel: chex.Numeric = 0,
+    score: AnyScore | None = None,
+    gradients: Any = None,
     output_axis: int | None = None,
 ) -> tuple[Any, Any]:
     r"""Prunes parameters at once, without training.
@@ -61,6 +65,8 @@ def prune(
         pruned; leave out by `where` what is not stacked.
       min_density: under global allocation, the fraction that each leaf keeps at least.
       min_per_channel: the weights that each output channel keeps at least.
+      score: by what weights are ranked, see `Rule`; by default their magnitude.
+      gradients: a tree like the parameters', where the score reads gradients.
       output_axis: the axis of output channels; None is the last.
 
     Returns:
@@ -89,9 +95,10 @@ def prune(
         stack_axis=stack_axis,
         min_density=min_density,
         min_per_channel=min_per_channel,
+        score=score,
         output_axis=output_axis,
     )
-    masks = masks_of_rule(rule, params)
+    masks = masks_of_rule(rule, params, gradients)
     treedef: Any = jax.tree.structure(params)
     own = zip(_tree.named_leaves(params), treedef.flatten_up_to(masks), strict=True)
     pruned = [
@@ -101,7 +108,7 @@ def prune(
     return treedef.unflatten(pruned), masks
 
 
-def masks_of_rule(rule: Rule, params: Any) -> Any:
+def masks_of_rule(rule: Rule, params: Any, gradients: Any = None) -> Any:
     """The masks that `prune` returns, without the pruned parameters.
 
     Those take as much memory again, which a whole checkpoint may not leave.
@@ -109,19 +116,52 @@ def masks_of_rule(rule: Rule, params: Any) -> Any:
     Args:
       rule: the rule, with a one-shot schedule.
       params: the parameters, plain or boxed.
+      gradients: a tree like them, where the rule's score reads gradients.
     """
     leaves = _tree.named_leaves(params)
     own = selected_leaves(rule, params)
+    of_leaf = _gradients_of(rule, params, gradients)
     masks: list[Any] = [optax.MaskedNode()] * len(leaves)
     names = tuple(leaves[i].name for i in own)
     wide = any(_is_wide(leaves[i].value) for i in own)
     with _enable_x64() if wide else contextlib.nullcontext():
         weights = [jnp.asarray(leaves[i].value) for i in own]
-        selected = _select_masks(rule, names, weights)
+        seen = [None if each is None else jnp.asarray(each) for each in of_leaf]
+        selected = _select_masks(rule, names, weights, [seen[i] for i in own])
     for i, mask in zip(own, selected, strict=True):
         masks[i] = mask
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten(masks)
+
+
+def _gradients_of(rule: Rule, params: Any, gradients: Any) -> list[Any]:
+    """The gradient of every leaf, None where the score reads none."""
+    treedef: Any = jax.tree.structure(params)
+    needs = rule.score is not None and rule.score.needs_gradients
+    if needs != (gradients is not None):
+        problem = (
+            "reads gradients; give them: gradients=jax.grad(loss_fn)(params)"
+            if needs
+            else "reads no gradients; leave gradients out"
+        )
+        raise ValueError(f"the score is {rule.score or 'magnitude'}, which {problem}.")
+    if not needs:
+        return [None] * treedef.num_leaves
+    own = _tree.named_leaves(gradients)
+    leaves = _tree.named_leaves(params)
+    for leaf, gradient in itertools.zip_longest(leaves, own):
+        if (
+            leaf is None
+            or gradient is None
+            or leaf.name != gradient.name
+            or np.shape(leaf.value) != np.shape(gradient.value)
+        ):
+            named = leaf or gradient
+            raise ValueError(
+                f"the gradients do not fit the parameters at {named.name!r}; they must "
+                "be a tree like the parameters', with the same shapes."
+            )
+    return [gradient.value for gradient in own]
 
 
 def _enable_x64() -> Any:
@@ -152,7 +192,10 @@ def _zeroed(leaf: Any, mask: jax.Array) -> Any:
 
 
 def _select_masks(
-    rule: Rule, names: tuple[str, ...], weights: Sequence[jax.Array]
+    rule: Rule,
+    names: tuple[str, ...],
+    weights: Sequence[jax.Array],
+    gradients: Sequence[Any],
 ) -> list[jax.Array]:
     """The masks of one rule's leaves, from a compiled program.
 
@@ -163,7 +206,8 @@ def _select_masks(
     schedule: Any = rule.schedule
     program = dataclasses.replace(rule, where=None)
     if len(weights) > MOST_IN_ONE_PROGRAM and not _is_traced(rule, weights):
-        return update_masks(program, jnp.int32(0), _unpruned(names, weights))
+        leaves = _unpruned(program, names, weights, gradients)
+        return update_masks(program, jnp.int32(0), leaves)
     arguments = {}
     if rule.allocation != "erk" or not is_concrete(schedule):
         arguments["schedule"] = schedule.final_sparsity
@@ -172,7 +216,7 @@ def _select_masks(
         if is_traced(getattr(rule, floor)):
             arguments[floor] = getattr(rule, floor)
             program = dataclasses.replace(program, **{floor: placeholder})
-    return _compiled_select(program, names, arguments, weights)
+    return _compiled_select(program, names, arguments, weights, gradients)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -181,6 +225,7 @@ def _compiled_select(
     names: tuple[str, ...],
     arguments: dict[str, Any],
     weights: Sequence[jax.Array],
+    gradients: Sequence[Any],
 ) -> list[jax.Array]:
     """The masks of one rule's leaves; `arguments` are the fields that it lacks."""
     fields: dict[str, Any] = {
@@ -188,11 +233,20 @@ def _compiled_select(
         for name, value in arguments.items()
     }
     rule = dataclasses.replace(rule, **fields)
-    return update_masks(rule, jnp.int32(0), _unpruned(names, weights))
+    leaves = _unpruned(rule, names, weights, gradients)
+    return update_masks(rule, jnp.int32(0), leaves)
 
 
-def _unpruned(names: Sequence[str], weights: Sequence[jax.Array]) -> list[PrunedLeaf]:
-    return [*map(PrunedLeaf.unpruned, weights, names)]
+def _unpruned(
+    rule: Rule,
+    names: Sequence[str],
+    weights: Sequence[jax.Array],
+    gradients: Sequence[Any],
+) -> list[PrunedLeaf]:
+    return [
+        PrunedLeaf.unpruned(leaf, name, rule.score, gradient)
+        for leaf, name, gradient in zip(weights, names, gradients, strict=True)
+    ]
 
 
 def _is_traced(rule: Rule, weights: Sequence[jax.Array]) -> bool:

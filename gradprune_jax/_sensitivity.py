@@ -16,6 +16,7 @@ from gradprune_jax._checks import check_sparsity
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
+from gradprune_jax._scores import AnyScore, Random
 from gradprune_jax._structures import CoupledChannels, Structure, check_pattern
 from gradprune_jax._tables import text_table
 
@@ -54,6 +55,7 @@ def sensitivity(
     where: Where | None = None,
     structure: Structure | None = None,
     stack_axis: int | None = None,
+    score: AnyScore | None = None,
     progress: bool = False,
 ) -> Sensitivity:
     r"""Measures the loss as each parameter alone is pruned, without training.
@@ -76,6 +78,7 @@ def sensitivity(
       structure: which weights are kept together. N:M has one sparsity only, so
         `sparsities` is that number alone, `[0.5]` for 2:4.
       stack_axis: the axis along which layers are stacked.
+      score: by what weights are ranked, see `Rule`; gradients are those of `loss_fn`.
       progress: whether to show a progress bar, which needs rich.
 
     Returns:
@@ -108,6 +111,7 @@ def sensitivity(
         where=where,
         structure=structure,
         stack_axis=stack_axis,
+        score=score,
     )
     named = _tree.named_leaves(params)
     own = selected_leaves(rule, params)
@@ -117,11 +121,17 @@ def sensitivity(
     leaves, treedef = jax.tree.flatten(params)
     targets = jnp.asarray(values, jnp.float32)
     copies = [jnp.stack([jnp.asarray(leaf)] * len(values)) for leaf in leaves]
+    reads_name = isinstance(rule.score, Random)
+    gradients: list[Any] = [None] * len(leaves)
+    if rule.score is not None and rule.score.needs_gradients:
+        gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn))(params))
     losses_of = jax.jit(jax.vmap(loss_fn))
     rows = []
     for i in _track(own, progress):
         pruned = list(copies)
-        pruned[i] = _pruned_to(rule, targets, jnp.asarray(leaves[i]))
+        name = named[i].name if reads_name else ""  # else one program for all alike
+        weights = jnp.asarray(leaves[i])
+        pruned[i] = _pruned_to(rule, name, targets, weights, gradients[i])
         rows.append(_as_row(losses_of(treedef.unflatten(pruned)), len(values)))
     return Sensitivity(
         paths=tuple(named[i].name for i in own),
@@ -149,8 +159,10 @@ def _check_sparsities(
     return values
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _pruned_to(rule: Rule, sparsities: jax.Array, weights: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pruned_to(
+    rule: Rule, name: str, sparsities: jax.Array, weights: jax.Array, gradient: Any
+) -> jax.Array:
     """One leaf at every sparsity: [sparsities, *shape]."""
 
     def pruned(sparsity: jax.Array) -> jax.Array:
@@ -158,7 +170,7 @@ def _pruned_to(rule: Rule, sparsities: jax.Array, weights: jax.Array) -> jax.Arr
         (mask,) = update_masks(
             dataclasses.replace(rule, schedule=schedule),
             jnp.int32(0),
-            [PrunedLeaf.unpruned(weights, name="")],
+            [PrunedLeaf.unpruned(weights, name, rule.score, gradient)],
         )
         return jnp.where(mask, weights, jnp.zeros_like(weights))
 

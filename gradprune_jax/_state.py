@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -37,6 +38,22 @@ class WithGradualPruneState(NamedTuple):
     prune_state: GradualPruneState
 
 
+class ScoredPruneState(NamedTuple):
+    """State of `with_gradual_prune` where a score accumulates numbers.
+
+    Attributes:
+      inner_state: the state of the wrapped optimizer.
+      prune_state: the masks and their count.
+      scores: a tree like the parameters': what the score of a leaf's rule has
+        accumulated, floating and of the leaf's shape, and `optax.MaskedNode()` where it
+        accumulates nothing.
+    """
+
+    inner_state: Any
+    prune_state: GradualPruneState
+    scores: Any
+
+
 def is_dense(mask: Any) -> bool:
     """Whether a mask is `MaskedNode`, the mark of a leaf that is not pruned."""
     return isinstance(mask, optax.MaskedNode)
@@ -68,6 +85,14 @@ def mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
     if mask is not True:
         kept = laid_out_like(mask, kept)
     return jnp.where(never, jnp.isnan(leaf), kept)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def zeros_laid_out_like(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Makes zeros that are laid out over devices as a leaf is, as `mask_like` does."""
+    never = jax.lax.optimization_barrier(jnp.zeros([], bool))
+    zeros = jnp.zeros_like(leaf, dtype=dtype)
+    return jnp.where(never, leaf.astype(dtype), zeros)
 
 
 def check_state(state: Any, kind: type) -> None:

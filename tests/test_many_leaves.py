@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import gradprune_jax as gp
 from benchmarks.speed.compilation import different_kernels
 from gradprune_jax import _prune
-from gradprune_jax._mask_update.scores import weight_keys
+from gradprune_jax._mask_update.leaf import weight_keys
 from gradprune_jax._top_k import packing, ranking, summation, top_k, whole
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.units import Units

@@ -2,13 +2,13 @@
 
 The transformation calls `masks_at_step` for each rule. On an update step of the
 schedule (`step`) it recomputes the masks (`update`): `allocation` says how many units
-each leaf keeps (`erk`, `floors`, with exact rounding in `rounding`), `scores` by which
+each leaf keeps (`erk`, `floors`, with exact rounding in `rounding`), `units` by which
 keys the units are ranked, and the exact k largest are found by `_top_k`. N:M selects
 within its groups alone (`nm`). Coupled channels have one score for all the leaves that
 they lie in (`coupled`). `blocks` cuts a leaf into the blocks of its structure,
 `pooling` and `means` reduce each of them to one score.
 
-A new score goes into `scores`, a new allocation into `allocation`.
+A new allocation goes into `allocation`; a new score into the module `_scores`.
 """
 
 from gradprune_jax._mask_update.allocation import LARGEST_LEAF as LARGEST_LEAF

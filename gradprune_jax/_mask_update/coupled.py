@@ -17,15 +17,10 @@ import numpy as np
 
 from gradprune_jax._mask_update.allocation import Budget
 from gradprune_jax._mask_update.floors import protect
-from gradprune_jax._mask_update.leaf import PrunedLeaf
+from gradprune_jax._mask_update.leaf import RankedLeaf, weight_keys
 from gradprune_jax._mask_update.pooling import LocalBlocks
 from gradprune_jax._mask_update.rounding import to_multiples
-from gradprune_jax._mask_update.scores import (
-    magnitudes,
-    mean_score_keys,
-    units_of_keys,
-    weight_keys,
-)
+from gradprune_jax._mask_update.units import Pooling, units_of_keys
 from gradprune_jax._program import ChannelGroup
 from gradprune_jax._structures import CoupledChannels, Pool, kernels, units_of_indices
 from gradprune_jax._top_k import (
@@ -115,7 +110,7 @@ class Member(NamedTuple):
 
 
 def groups_of_leaves(
-    structure: CoupledChannels, leaves: Sequence[PrunedLeaf]
+    structure: CoupledChannels, leaves: Sequence[RankedLeaf]
 ) -> list[tuple[ChannelGroup, list[Member]]]:
     """The groups that a rule prunes, each with its members among the rule's leaves."""
     positions = {leaf.name: position for position, leaf in enumerate(leaves)}
@@ -136,7 +131,7 @@ def select_coupled(
     structure: CoupledChannels,
     groups: Sequence[Sequence[Member]],
     budget: Budget,
-    leaves: Sequence[PrunedLeaf],
+    leaves: Sequence[RankedLeaf],
 ) -> list[jax.Array]:
     """Marks the weights of the highest units of every group.
 
@@ -149,7 +144,7 @@ def select_coupled(
     Returns:
       For each leaf bools that broadcast to its local shape.
     """
-    dtypes = [leaf.weights.dtype for leaf in leaves]
+    dtypes = [leaf.numbers.dtype for leaf in leaves]
     together = ranking_dtype(*dtypes) if budget.together else None
     units = [
         _units_of_group(members, structure.pool, together, leaves) for members in groups
@@ -165,10 +160,10 @@ def select_coupled(
         sizes = [own.slice_size for own in units]
         rounded = to_multiples(counts, sizes, structure.round_to, budget.of_slices)
         selected = top_k(units, rounded)
-    stays = [jnp.ones([1] * leaf.weights.ndim, bool) for leaf in leaves]
+    stays = [jnp.ones([1] * leaf.numbers.ndim, bool) for leaf in leaves]
     for members, kept in zip(groups, selected, strict=True):
         for member in members:
-            shape = leaves[member.leaf].weights.shape
+            shape = leaves[member.leaf].numbers.shape
             along = member.shard.own_part(
                 member.of_indices(kept), member.axis, shape[member.axis], 0
             )
@@ -181,78 +176,75 @@ def _units_of_group(
     members: Sequence[Member],
     pool: Pool,
     together: Any,
-    leaves: Sequence[PrunedLeaf],
+    leaves: Sequence[RankedLeaf],
 ) -> Units:
     """The units of a group, scored once; whole on every device."""
-    arrays = [(leaves[own.leaf].weights, leaves[own.leaf].mask) for own in members]
+    arrays = [(leaves[own.leaf].numbers, leaves[own.leaf].mask) for own in members]
     dtypes = [
-        weights.dtype
-        for own, (weights, _) in zip(members, arrays, strict=True)
+        numbers.dtype
+        for own, (numbers, _) in zip(members, arrays, strict=True)
         if own.is_kernel
     ]
     dtype = ranking_dtype(*dtypes) if together is None else together
     if pool == "mean":
         dtype = wider_dtype(dtype, jnp.float32)
+    pooling = Pooling(pool, dtype, any(leaf.signed for leaf in leaves))
     # Without the position of a leaf, groups that look alike are traced once.
     alike = tuple(own._replace(leaf=0) for own in members)
-    keys = _unit_keys(arrays, alike, pool, dtype)
-    return units_of_keys(keys, dtype, whole(keys.shape))
+    keys = _unit_keys(arrays, alike, pooling)
+    return units_of_keys(keys, pooling, whole(keys.shape))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _unit_keys(
     arrays: Sequence[tuple[jax.Array, jax.Array]],
     members: Sequence[Member],
-    pool: Pool,
-    dtype: Any,
+    pooling: Pooling,
 ) -> jax.Array:
     """The scores of a group's units, as keys that rank them.
 
     Args:
-      arrays: weights and mask of each member, local pieces inside `shard_map`.
+      arrays: the numbers that rank the weights of each member, and its mask; local
+        pieces inside `shard_map`.
       members: the members.
-      pool: how magnitudes make a score.
-      dtype: the floating dtype of the scores.
+      pooling: how these numbers make a score.
 
     Returns:
       Unsigned integers [units]: 0 where all weights of a unit are pruned, in every
-      member, else the bits of its score plus 1. The same on every device.
+      member, else the key of its score. The same on every device.
     """
     own = list(zip(members, arrays, strict=True))
     scored = [(member, *pair) for member, pair in own if member.is_kernel]
     others = [(member, *pair) for member, pair in own if not member.is_kernel]
 
-    def keys(weights: jax.Array, mask: jax.Array) -> jax.Array:
+    def keys(numbers: jax.Array, mask: jax.Array) -> jax.Array:
         # Made anew for each reduction, in its loop: no array as large as the weights.
-        own, live = jax.lax.optimization_barrier((weights, mask))
-        return weight_keys(own, live, dtype)
+        own, live = jax.lax.optimization_barrier((numbers, mask))
+        return weight_keys(own, live, pooling.dtype, signed=pooling.signed)
 
-    highest = functools.reduce(
-        jnp.maximum,
-        [member.largest(keys(weights, mask)) for member, weights, mask in scored],
-    )
+    def largest_of(numbers_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        found = [member.largest(numbers_of(keys(*own))) for member, *own in scored]
+        return functools.reduce(jnp.maximum, found)
+
+    def sum_of(numbers_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        found = [member.sum(numbers_of(keys(*own))) for member, *own in scored]
+        return functools.reduce(jnp.add, found)
+
+    highest = largest_of(lambda keys: keys)
     live = functools.reduce(
         jnp.logical_or,
         [member.largest(mask.astype(jnp.uint32)) > 0 for member, _, mask in others],
         highest > 0,
     )
-    if pool == "max":
+    if pooling.pool == "max":
         return jnp.where(live, jnp.maximum(highest, 1), 0)
-
-    def sum_units(numbers_of: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        sums = [
-            member.sum(numbers_of(magnitudes(keys(weights, mask))))
-            for member, weights, mask in scored
-        ]
-        return functools.reduce(jnp.add, sums)
-
     sizes = np.sum([member.weights_of_units() for member, _, _ in scored], axis=0)
-    return mean_score_keys(
+    return pooling.mean_keys(
         highest,
         live,
-        sum_units,
+        largest_of,
+        sum_of,
         int(sizes.max()),
         jnp.asarray(sizes, jnp.uint32),
         jnp.max,
-        dtype,
     )

@@ -31,31 +31,27 @@ LARGEST_UNIT = 2**31 - 1
 SumUnits = Callable[[Callable[[jax.Array], jax.Array]], jax.Array]
 
 
-def mean_keys(
-    sum_units: SumUnits, most: int, sizes: jax.Array, top: jax.Array, dtype: Any
-) -> jax.Array:
-    """The mean of every unit of finite weights, rounded down, as the bits of a float.
+def unit_totals(sum_units: SumUnits, most: int, top: jax.Array, dtype: Any) -> Count:
+    """The sum of every unit of finite magnitudes, as an exact integer.
 
     Args:
       sum_units: sums a function of the bits of |w| over the weights of every unit; it
         is called for each digit.
       most: c, how many weights a unit has at most.
-      sizes: how many each has, uint32 that broadcast with the sums.
       top: the bits of the largest finite magnitude, to broadcast with weights and with
         units.
       dtype: the floating dtype of the bits.
 
     Returns:
-      Unsigned integers of the units' shape.
+      Integers of the units' shape.
     """
-    top_exponent = _exponent(top, dtype)
     if most > LARGEST_UNIT:
         raise ValueError(
             f"a block or channel has {most:,} weights; at most {LARGEST_UNIT:,} can be "
             "pooled."
         )
-    bits = 32 - most.bit_length()
-    digits = 1 + 32 // bits
+    bits, digits = _digits(most)
+    top_exponent = _exponent(top, dtype)
     total = Count(jnp.uint32(0), jnp.uint32(0))
     for digit in range(digits):
         part = sum_units(
@@ -69,11 +65,36 @@ def mean_keys(
             )
         )
         total = total + _shifted(part, digit * bits)
+    return total
+
+
+def mean_bits(
+    total: Count, most: int, sizes: jax.Array, top: jax.Array, dtype: Any
+) -> jax.Array:
+    """The mean of every unit, rounded down, as the bits of a float.
+
+    Args:
+      total: the sums of the units, as of `unit_totals`.
+      most: as of `unit_totals`, and so are `top` and `dtype`.
+      sizes: how many weights each unit has, uint32 that broadcast with the sums.
+      top: the bits of the largest finite magnitude.
+      dtype: the floating dtype of the bits.
+
+    Returns:
+      Unsigned integers of the units' shape.
+    """
+    bits, digits = _digits(most)
     quotient, exponent = leading_quotient(total, sizes)
-    exponent = top_exponent + exponent - (digits * bits - 1)
+    exponent = _exponent(top, dtype) + exponent - (digits * bits - 1)
     return jnp.where(
         (total.high | total.low) == 0, 0, _float_bits(quotient, exponent, dtype)
     )
+
+
+def _digits(most: int) -> tuple[int, int]:
+    """The bits of a digit, and how many digits a magnitude has."""
+    bits = 32 - most.bit_length()
+    return bits, 1 + 32 // bits
 
 
 def _digit(

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from gradprune_jax._mask_update.blocks import BlockedLeaf
+from gradprune_jax._mask_update.leaf import weight_keys
 from gradprune_jax._mask_update.rounding import float32_parts
-from gradprune_jax._mask_update.scores import weight_keys
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import NM
 from gradprune_jax._top_k import (
@@ -34,7 +34,12 @@ def select_in_groups(
     kept = group_kept(pattern, schedule.sparsity(step), final)
     return [
         _largest_of_groups(
-            weight_keys(leaf.weights, leaf.mask, ranking_dtype(leaf.weights.dtype)),
+            weight_keys(
+                leaf.numbers,
+                leaf.mask,
+                ranking_dtype(leaf.numbers.dtype),
+                signed=leaf.signed,
+            ),
             leaf.block.index(pattern.of),
             pattern.of,
             kept,

@@ -20,10 +20,10 @@ from gradprune_jax._mask_update.allocation import allocate
 from gradprune_jax._mask_update.blocks import BlockedLeaf
 from gradprune_jax._mask_update.coupled import groups_of_leaves, select_coupled
 from gradprune_jax._mask_update.floors import protect
-from gradprune_jax._mask_update.leaf import PrunedLeaf
+from gradprune_jax._mask_update.leaf import PrunedLeaf, RankedLeaf
 from gradprune_jax._mask_update.nm import select_in_groups
-from gradprune_jax._mask_update.scores import units_of_leaves
 from gradprune_jax._mask_update.slices import slices_of_groups, slices_of_leaf
+from gradprune_jax._mask_update.units import units_of_leaves
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import progress
 from gradprune_jax._structures import NM, CoupledChannels
@@ -33,12 +33,13 @@ from gradprune_jax._top_k import Count, Units, array_namespace, top_k
 def update_masks(
     rule: Rule, step: jax.Array, leaves: Sequence[PrunedLeaf]
 ) -> list[jax.Array]:
-    r"""Prunes the units of smallest magnitude until the rule's sparsity is reached.
+    r"""Prunes the units of the lowest score until the rule's sparsity is reached.
 
     $$
-    m' = m \wedge \mathrm{top}_k(m, |w|)
+    m' = m \wedge \mathrm{top}_k(m, s)
     $$
 
+    with s the magnitude $|w|$, or what the rule's score makes of a weight, and
     ranked by the mask first: a pruned unit comes after every live one, also after one
     that is zero. So min(k, live) units are kept, and a mask never grows.
 
@@ -54,10 +55,11 @@ def update_masks(
       Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
       2017, section 3.
     """
+    ranked = [leaf.ranked(rule.score) for leaf in leaves]
     if isinstance(rule.structure, CoupledChannels):
-        stays = _select_coupled(rule, rule.structure, step, leaves)
+        stays = _select_coupled(rule, rule.structure, step, ranked)
         return [leaf.mask & own for leaf, own in zip(leaves, stays, strict=True)]
-    blocked = [BlockedLeaf.of(rule, leaf) for leaf in leaves]
+    blocked = [BlockedLeaf.of(rule, leaf) for leaf in ranked]
     if isinstance(rule.structure, NM):
         selected = select_in_groups(rule, rule.structure, step, blocked)
     else:
@@ -95,7 +97,7 @@ def _select_coupled(
     rule: Rule,
     structure: CoupledChannels,
     step: jax.Array,
-    leaves: Sequence[PrunedLeaf],
+    leaves: Sequence[RankedLeaf],
 ) -> list[jax.Array]:
     """Marks the weights of the highest units of every group of coupled channels."""
     groups = groups_of_leaves(structure, leaves)

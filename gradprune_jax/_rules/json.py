@@ -10,6 +10,7 @@ from typing import Any
 from gradprune_jax._checks import as_number, is_traced
 from gradprune_jax._rules.rule import Rule, ScheduleOrRules, as_rules
 from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._scores import Fisher, Movement, Random, Saliency, Score
 from gradprune_jax._structures import (
     NM,
     Block,
@@ -19,6 +20,9 @@ from gradprune_jax._structures import (
     Unstructured,
 )
 
+_SCORES: dict[str, type[Score]] = {
+    score.__name__: score for score in (Random, Saliency, Fisher, Movement)
+}
 _STRUCTURES: dict[str, type] = {
     structure.__name__: structure for structure in (Unstructured, NM, Block, Channel)
 }
@@ -116,6 +120,7 @@ def _write_rule(position: int, rule: Rule) -> dict[str, Any]:
         "min_per_channel": _write_number(
             position, "min_per_channel", rule.min_per_channel
         ),
+        "score": _write_score(position, rule.score),
         "output_axis": None if rule.output_axis is None else int(rule.output_axis),
     }
 
@@ -150,6 +155,17 @@ def _write_structure(
     return {"type": type(structure).__name__} | dataclasses.asdict(structure)
 
 
+def _write_score(position: int, score: Any) -> dict[str, Any] | None:
+    if score is None:
+        return None
+    if type(score).__name__ not in _SCORES:
+        raise ValueError(
+            f"the score of rule {position} is a callable, which JSON cannot hold; use "
+            "one of the scores of this library."
+        )
+    return {"type": type(score).__name__} | dataclasses.asdict(score)
+
+
 def _write_number(position: int, name: str, value: Any) -> int | float:
     if is_traced(value):
         raise ValueError(f"{name} of rule {position} is traced; JSON holds numbers.")
@@ -165,7 +181,8 @@ def _read_rule(position: int, written: Any) -> Rule:
     try:
         made = {
             "schedule": _read_schedule(fields["schedule"]),
-            "structure": _read_structure(fields.get("structure")),
+            "structure": _read_typed("structure", _STRUCTURES, fields.get("structure")),
+            "score": _read_typed("score", _SCORES, fields.get("score")),
         }
         return Rule(**{**fields, **made})
     except OverflowError:
@@ -186,20 +203,18 @@ def _read_schedule(written: Any) -> SparsitySchedule | None:
     return SparsitySchedule(**fields)
 
 
-def _read_structure(written: Any) -> Structure | None:
+def _read_typed(what: str, types: dict[str, type], written: Any) -> Any:
+    """A structure or a score from its type and fields."""
     if written is None:
         return None
     name = written.get("type") if isinstance(written, dict) else written
-    if not isinstance(name, str) or name not in _STRUCTURES:
+    if not isinstance(name, str) or name not in types:
         raise ValueError(
-            f"the type of its structure is {name!r}; it must be one of "
-            f"{sorted(_STRUCTURES)}."
+            f"the type of its {what} is {name!r}; it must be one of {sorted(types)}."
         )
-    structure = _STRUCTURES[name]
-    known = [field.name for field in dataclasses.fields(structure)]
-    fields = _object("its structure", written, ["type", *known], required=["type"])
-    made: Structure = structure(**{n: v for n, v in fields.items() if n != "type"})
-    return made
+    known = [field.name for field in dataclasses.fields(types[name])]
+    fields = _object(f"its {what}", written, ["type", *known], required=["type"])
+    return types[name](**{n: v for n, v in fields.items() if n != "type"})
 
 
 def _object(

@@ -20,6 +20,7 @@ from gradprune_jax._checks import (
 )
 from gradprune_jax._rules.weights import is_weight
 from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._scores import as_score
 from gradprune_jax._structures import (
     NM,
     CoupledChannels,
@@ -61,6 +62,10 @@ class Rule:
         where a layer divides its kernel by its own deviation or norm (weight
         standardisation, WeightNorm): a channel of zeros would give NaN there. May be a
         tracer; a tracer is not checked against the structure.
+      score: by what weights are ranked: `Magnitude()`, which None stands for,
+        `Random(seed)`, `Saliency()`, `Fisher(decay)`, `Movement()`, or a callable
+        `(param, gradient) -> array` of the parameter's shape, ranked by its value. All
+        but the first two read gradients, which `with_gradual_prune` sees.
       output_axis: the axis of output channels, for `min_per_channel`; of a stacked
         leaf, an axis of its slices. None is the last, as in Flax, Haiku and Keras;
         kernels of Equinox and PyTorch, (out, in, ...), have 0.
@@ -81,6 +86,7 @@ class Rule:
     stack_axis: int | None = None
     min_density: Any = 0.0
     min_per_channel: Any = 0
+    score: Any = None
     output_axis: int | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +100,7 @@ class Rule:
             )
         for name in ("stack_axis", "output_axis"):
             object.__setattr__(self, name, check_axis(name, getattr(self, name)))
+        object.__setattr__(self, "score", as_score(self.score))
         density = check_fraction("min_density", self.min_density)
         if not is_traced(density):
             density = as_decimal(self.min_density)
@@ -191,6 +198,7 @@ def as_rules(schedule_or_rules: Any, **fields: Any) -> tuple[Rule, ...]:
             raise TypeError(f"rule {position} of the list is {rule!r}, not a Rule.")
     defaults = {field.name: field.default for field in dataclasses.fields(Rule)}
     for name, value in fields.items():
+        value = as_score(value) if name == "score" else value
         if not is_traced(value) and bool(value != defaults[name]):
             raise ValueError(
                 f"{name} is {value!r} beside a list of rules; write it in the rules: "

@@ -18,8 +18,8 @@ Glossary:
   channel of it. Its units are counted together.
 - group: the slices that share a threshold. Either each slice is a group of its own, or
   all slices are one group.
-- key: the unsigned integer that ranks a unit, larger for larger magnitudes, and 0 for a
-  unit that is pruned already.
+- key: the unsigned integer that ranks a unit, larger for larger magnitudes or scores,
+  and 0 for a unit that is pruned already.
 - threshold: an integer. A unit reaches it if its key is at least as large.
 - position: how many slices come before those of a leaf, among all that are ranked.
 - bin: rows of equal length, into which the slices of several small leaves are copied.
@@ -44,6 +44,7 @@ from gradprune_jax._top_k.keys import key_dtype as key_dtype
 from gradprune_jax._top_k.keys import largest_key as largest_key
 from gradprune_jax._top_k.keys import ranking_dtype as ranking_dtype
 from gradprune_jax._top_k.keys import ranking_keys as ranking_keys
+from gradprune_jax._top_k.keys import score_keys as score_keys
 from gradprune_jax._top_k.keys import wider_dtype as wider_dtype
 from gradprune_jax._top_k.selection import top_k as top_k
 from gradprune_jax._top_k.shards import Shard as Shard

@@ -88,9 +88,37 @@ def ranking_keys(weights: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
     return jnp.where(mask, magnitude_keys(weights, dtype) + 1, 0)
 
 
-def largest_ranking_key(dtype: Any) -> int:
-    """Return the key of a live NaN, the largest that `ranking_keys` gives."""
-    return largest_key(dtype) + 1
+def score_keys(scores: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
+    r"""Return the key of every weight by its score: 0 where it is pruned.
+
+    Scores have signs. With b the key of infinity among magnitudes, a live weight of
+    score s has the key $b \pm |s| + 1$, where |s| stands for its bits: above 0 for
+    minus infinity, alike for both zeros, and largest for NaN of either sign.
+
+    Args:
+      scores: floating array of any shape.
+      mask: bool of this shape, True where a weight is live.
+      dtype: the floating dtype to rank in, at least as wide as the scores' own.
+
+    Returns:
+      Unsigned integers of this shape, as wide as `dtype`.
+
+    Examples:
+      >>> scores = jnp.asarray([0.5, -2.0, jnp.nan, -0.5, -jnp.inf])
+      >>> keys = score_keys(scores, jnp.ones(5, bool), jnp.float32)
+      >>> [int(index) for index in jnp.argsort(keys, descending=True)]
+      [2, 0, 3, 1, 4]
+    """
+    magnitudes = magnitude_keys(scores, dtype)
+    infinity = np.asarray(largest_key(dtype) - 1, magnitudes.dtype)
+    is_below = jnp.signbit(scores) & (magnitudes <= infinity)
+    keys = jnp.where(is_below, infinity - magnitudes, infinity + magnitudes)
+    return jnp.where(mask, keys + 1, 0)
+
+
+def largest_ranking_key(dtype: Any, *, signed: bool = False) -> int:
+    """Return the key of a live NaN, the largest of `ranking_keys` or `score_keys`."""
+    return largest_key(dtype) + 1 + signed * (largest_key(dtype) - 1)
 
 
 def ranking_key(magnitude: float, dtype: Any) -> int:

@@ -46,9 +46,9 @@ class PackedUnits(Units):
       index_of_row: the reversed index of each row's first unit, uint32 [rows].
     """
 
-    sizes: Any
-    slice_of_row: Any
-    index_of_row: Any
+    sizes: Any = None
+    slice_of_row: Any = None
+    index_of_row: Any = None
 
     @property
     def is_whole(self) -> bool:
@@ -120,7 +120,16 @@ class Bins:
         data, first = jax.lax.switch(number, copies)
         numbers = (jnp.asarray(own)[number] for own in self._rows_and_slices())
         shard = whole((self.rows, ROW))
-        return PackedUnits(data, first, one.make_keys, one.dtype, (0,), shard, *numbers)
+        return PackedUnits(
+            data,
+            first,
+            one.make_keys,
+            one.dtype,
+            (0,),
+            shard,
+            one.signed,
+            *numbers,
+        )
 
     def _in_rows(
         self,
@@ -189,7 +198,7 @@ def _is_packed(leaf: Units, room: int) -> bool:
 def _kind(leaf: Units) -> Any:
     """What all leaves of a bin have in common."""
     dtypes = tuple(array.dtype for array in leaf.data)
-    return leaf.make_keys, leaf.dtype, dtypes, leaf.first is None
+    return leaf.make_keys, leaf.signed, leaf.dtype, dtypes, leaf.first is None
 
 
 def _bins_of_kind(leaves: Sequence[Units], members: Sequence[int], room: int) -> Bins:

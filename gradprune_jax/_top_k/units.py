@@ -46,6 +46,7 @@ class Units:
       dtype: the floating dtype whose magnitudes the keys rank.
       slice_axes: the axes, ascending, along which the slices lie.
       shard: where the local units lie among those of the whole leaf.
+      signed: whether keys are those of scores, as `score_keys` makes them.
     """
 
     data: tuple[jax.Array, ...]
@@ -54,6 +55,7 @@ class Units:
     dtype: Any = dataclasses.field(metadata=STATIC)
     slice_axes: tuple[int, ...] = dataclasses.field(metadata=STATIC)
     shard: Shard = dataclasses.field(metadata=STATIC)
+    signed: bool = dataclasses.field(default=False, metadata=STATIC)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,14 +80,14 @@ class Units:
     @property
     def unreached(self) -> int:
         """A threshold that no unit reaches, not even one that is kept first."""
-        return largest_ranking_key(self.dtype) + 2
+        return largest_ranking_key(self.dtype, signed=self.signed) + 2
 
     def keys(self) -> jax.Array:
         """The key of every unit."""
         keys = self.make_keys(*self.data, dtype=self.dtype)
         if self.first is None:
             return keys
-        above_all = np.asarray(largest_ranking_key(self.dtype) + 1, keys.dtype)
+        above_all = np.asarray(self.unreached - 1, keys.dtype)
         return jnp.where(self.first & (keys > 0), above_all, keys)
 
     def reversed_index(self, last_index: Any) -> jax.Array:

@@ -41,6 +41,8 @@ class LeafUpdate(NamedTuple):
         whatever the state has there.
       shard: where the leaf lies in its whole array.
       rule: the position of the rule that prunes it, None if none does.
+      gradient: its gradient, where the score of its rule reads one; else None.
+      score_state: what this score has accumulated; None if it accumulates nothing.
     """
 
     name: str
@@ -49,6 +51,8 @@ class LeafUpdate(NamedTuple):
     mask: Any
     shard: Shard
     rule: int | None
+    gradient: Any = None
+    score_state: Any = None
 
     @property
     def is_pruned(self) -> bool:
@@ -57,7 +61,14 @@ class LeafUpdate(NamedTuple):
 
     def pruned(self) -> PrunedLeaf:
         """What a mask update needs of the leaf."""
-        return PrunedLeaf(self.weight, self.mask, self.shard, self.name)
+        return PrunedLeaf(
+            self.weight,
+            self.mask,
+            self.shard,
+            self.name,
+            self.gradient,
+            self.score_state,
+        )
 
     def new_update(self) -> Any:
         """Returns `update` where the weight is live, and `-weight` where it is pruned.
@@ -68,7 +79,7 @@ class LeafUpdate(NamedTuple):
         """
         if not self.is_pruned:
             return self.update
-        update = self._fitting("update", self.update)
+        update = self.fitting("update", self.update)
         try:
             dtype = wider_dtype(self.weight.dtype, update.dtype)
         except ValueError:
@@ -85,7 +96,7 @@ class LeafUpdate(NamedTuple):
         """A gradient of the leaf where the weight lives, zero where it is pruned."""
         if not self.is_pruned:
             return gradient
-        gradient = self._fitting("gradient", gradient)
+        gradient = self.fitting("gradient", gradient)
         return where_laid_out(self.mask, gradient, jnp.zeros_like(gradient))
 
     def check(self) -> None:
@@ -99,7 +110,7 @@ class LeafUpdate(NamedTuple):
         elif not is_dense(self.mask):
             check_fits(self.name, self.weight, self.mask)
 
-    def _fitting(self, what: str, array: Any) -> jax.Array:
+    def fitting(self, what: str, array: Any) -> jax.Array:
         """The update or gradient of a pruned leaf, refused if it has another shape."""
         shape = np.shape(array)
         if shape != self.weight.shape:
@@ -128,6 +139,14 @@ class UpdateTree(NamedTuple):
     def masks(self) -> Any:
         """The masks, as a state holds them."""
         return self.treedef.unflatten([leaf.mask for leaf in self.leaves])
+
+    def scored_as(self, gradients: UpdateTree) -> UpdateTree:
+        """The leaves with what scores read of the same leaves' gradients."""
+        leaves = [
+            leaf._replace(gradient=own.gradient, score_state=own.score_state)
+            for leaf, own in zip(self.leaves, gradients.leaves, strict=True)
+        ]
+        return self._replace(leaves=leaves)
 
     def zero_pruned(self, tree: Any) -> Any:
         """Gradients, or parameters, with zeros where a weight is pruned."""

@@ -22,6 +22,7 @@ from gradprune_jax._rules import (
     assign,
     warn_of_dense_weights,
 )
+from gradprune_jax._scores import AnyScore
 from gradprune_jax._state import GradualPruneState, check_state, is_dense, mask_like
 from gradprune_jax._structures import Structure
 from gradprune_jax._transform.leaves import (
@@ -32,6 +33,7 @@ from gradprune_jax._transform.leaves import (
 )
 from gradprune_jax._transform.order import after
 from gradprune_jax._transform.partition_specs import shards
+from gradprune_jax._transform.scoring import check_needs_none
 
 
 def gradual_prune(
@@ -43,6 +45,7 @@ def gradual_prune(
     stack_axis: int | None = None,
     min_density: chex.Numeric = 0.0,
     min_per_channel: chex.Numeric = 0,
+    score: AnyScore | None = None,
     output_axis: int | None = None,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -88,6 +91,8 @@ def gradual_prune(
       min_per_channel: the smallest number of weights that every output channel keeps.
         Set it where a layer divides its kernel by its own deviation or norm (weight
         standardisation, WeightNorm): a channel of zeros would give NaN there.
+      score: by what weights are ranked, see `Rule`: `Magnitude()`, which None stands
+        for, or `Random(seed)`. Scores that read gradients go with `with_gradual_prune`.
       output_axis: the axis of output channels, None for the last. Under
         `optax.inject_hyperparams` it must be in `static_args`.
       partition_specs: only inside `jax.shard_map`, where parameters are local
@@ -127,21 +132,14 @@ def gradual_prune(
         stack_axis=stack_axis,
         min_density=min_density,
         min_per_channel=min_per_channel,
+        score=score,
         output_axis=output_axis,
     )
 
+    check_needs_none(rules)
+
     def init_fn(params: optax.Params) -> GradualPruneState:
-        check_given(params)
-        leaves = _tree.named_leaves(params)
-        placement = shards(params, partition_specs, may_be_whole=True)
-        assigned = assign(rules, leaves, [shard.shape for shard in placement])
-        warn_of_dense_weights(rules, leaves, assigned)
-        masks = [
-            optax.MaskedNode() if position is None else mask_like(leaf.value)
-            for leaf, position in zip(leaves, assigned, strict=True)
-        ]
-        treedef: Any = jax.tree.structure(params)
-        return GradualPruneState(jnp.zeros([], jnp.int32), treedef.unflatten(masks))
+        return new_masks(rules, params, partition_specs)
 
     def update_fn(
         updates: optax.Updates,
@@ -152,9 +150,7 @@ def gradual_prune(
         del extra_args
         check_state(state, GradualPruneState)
         tree = pair_leaves(updates, state.masks, params, rules, partition_specs)
-        tree = _with_new_masks(rules, state.count, tree)
-        count = optax.safe_increment(state.count)
-        return tree.updates(), GradualPruneState(count, tree.masks())
+        return prune_step(rules, tree, state.count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -217,6 +213,38 @@ def keep_masks(masks: Any) -> optax.GradientTransformationExtraArgs:
         return tree.updates(), state._replace(count=count)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def new_masks(
+    rules: Sequence[Rule], params: optax.Params, partition_specs: Any
+) -> GradualPruneState:
+    """The state before the first step: nothing is pruned."""
+    check_given(params)
+    leaves = _tree.named_leaves(params)
+    placement = shards(params, partition_specs, may_be_whole=True)
+    assigned = assign(rules, leaves, [shard.shape for shard in placement])
+    warn_of_dense_weights(rules, leaves, assigned)
+    masks = [
+        optax.MaskedNode() if position is None else mask_like(leaf.value)
+        for leaf, position in zip(leaves, assigned, strict=True)
+    ]
+    treedef: Any = jax.tree.structure(params)
+    return GradualPruneState(jnp.zeros([], jnp.int32), treedef.unflatten(masks))
+
+
+def prune_step(
+    rules: Sequence[Rule], tree: UpdateTree, count: jax.Array
+) -> tuple[optax.Updates, GradualPruneState]:
+    """The updates and the state after a step of every rule.
+
+    Args:
+      rules: the rules.
+      tree: the leaves, with updates, masks, and what scores read.
+      count: the number of steps done.
+    """
+    tree = _with_new_masks(rules, count, tree)
+    state = GradualPruneState(optax.safe_increment(count), tree.masks())
+    return tree.updates(), state
 
 
 def _with_new_masks(

@@ -8,7 +8,8 @@ import chex
 import optax
 
 from gradprune_jax._rules import Allocation, ScheduleOrRules, Where, as_rules
-from gradprune_jax._state import WithGradualPruneState, check_state
+from gradprune_jax._scores import AnyScore
+from gradprune_jax._state import ScoredPruneState, WithGradualPruneState, check_state
 from gradprune_jax._structures import Structure
 from gradprune_jax._transform.leaves import as_arrays, pair_leaves
 from gradprune_jax._transform.line_search import (
@@ -16,7 +17,13 @@ from gradprune_jax._transform.line_search import (
     forget_losses,
     of_masked_loss,
 )
-from gradprune_jax._transform.links import gradual_prune
+from gradprune_jax._transform.links import new_masks, prune_step
+from gradprune_jax._transform.scoring import (
+    accumulates,
+    new_scores,
+    scores_of,
+    with_scores,
+)
 
 
 def with_gradual_prune(
@@ -29,6 +36,7 @@ def with_gradual_prune(
     stack_axis: int | None = None,
     min_density: chex.Numeric = 0.0,
     min_per_channel: chex.Numeric = 0,
+    score: AnyScore | None = None,
     output_axis: int | None = None,
     partition_specs: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,11 +60,15 @@ def with_gradual_prune(
       stack_axis: the axis along which layers are stacked.
       min_density: the fraction that each leaf keeps at least.
       min_per_channel: the weights that stay at least in every output channel.
+      score: by what weights are ranked, see `Rule`; here also `Saliency()`,
+        `Fisher(decay)`, `Movement()` and callables, which read the gradients before
+        they are masked. A step's gradient is accumulated before the step ranks.
       output_axis: the axis of output channels.
       partition_specs: the parameters' specs inside `jax.shard_map`.
 
     Returns:
-      A transformation with state `WithGradualPruneState`.
+      A transformation with state `WithGradualPruneState`; with a score that
+      accumulates, `ScoredPruneState`.
 
     Examples:
       >>> import gradprune_jax as gp
@@ -82,31 +94,42 @@ def with_gradual_prune(
         stack_axis=stack_axis,
         min_density=min_density,
         min_per_channel=min_per_channel,
+        score=score,
         output_axis=output_axis,
     )
-    prune = gradual_prune(rules, partition_specs=partition_specs)
+    has_scores = accumulates(rules)
+    kind = ScoredPruneState if has_scores else WithGradualPruneState
 
-    def init_fn(params: optax.Params) -> WithGradualPruneState:
-        return WithGradualPruneState(inner.init(params), prune.init(params))
+    def init_fn(params: optax.Params) -> WithGradualPruneState | ScoredPruneState:
+        inner_state = inner.init(params)
+        prune_state = new_masks(rules, params, partition_specs)
+        if not has_scores:
+            return WithGradualPruneState(inner_state, prune_state)
+        scores = new_scores(rules, params, partition_specs)
+        return ScoredPruneState(inner_state, prune_state, scores)
 
     def update_fn(
         updates: optax.Updates,
-        state: WithGradualPruneState,
+        state: Any,
         params: optax.Params | None = None,
         **extra_args: Any,
-    ) -> tuple[optax.Updates, WithGradualPruneState]:
-        check_state(state, WithGradualPruneState)
+    ) -> tuple[optax.Updates, WithGradualPruneState | ScoredPruneState]:
+        check_state(state, kind)
         params = as_arrays(params)
-        tree = pair_leaves(updates, state.prune_state.masks, params)
+        step, masks = state.prune_state
+        gradients = pair_leaves(updates, masks, params, rules, partition_specs)
         updates, inner_state = inner.update(
-            tree.zero_pruned(updates),
+            gradients.zero_pruned(updates),
             state.inner_state,
             params,
-            **of_masked_loss(extra_args, tree.zero_pruned),
+            **of_masked_loss(extra_args, gradients.zero_pruned),
         )
-        updates, prune_state = prune.update(updates, state.prune_state, params)
-        step = state.prune_state.count
+        tree = pair_leaves(updates, masks, params, rules, partition_specs)
+        scored = with_scores(rules, gradients, state.scores if has_scores else None)
+        updates, prune_state = prune_step(rules, tree.scored_as(scored), step)
         inner_state = forget_losses(inner_state, lambda: change_masks(rules, step))
-        return updates, WithGradualPruneState(inner_state, prune_state)
+        if not has_scores:
+            return updates, WithGradualPruneState(inner_state, prune_state)
+        return updates, ScoredPruneState(inner_state, prune_state, scores_of(scored))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,314 @@
+"""Scores: by what weights are ranked, if not by their magnitudes.
+
+A score makes one number of every weight, in one array of the leaf's shape. The weights
+of the highest numbers stay. Products are elementwise and in float32 at least, so the
+numbers have the same bits on every layout. Running sums and means are kept for each
+weight, in arrays like the parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.random import threefry2x32_p
+
+from gradprune_jax._checks import check_fraction, check_integer
+
+Array = jax.Array
+
+
+class ScoredLeaf(NamedTuple):
+    """One leaf as a score sees it.
+
+    Attributes:
+      name: its path.
+      weight: the leaf, or its local piece inside `shard_map`.
+      gradient: of the same shape; None where there is none.
+      state: what the score has accumulated for every weight, of this shape; None for a
+        score that accumulates nothing.
+      flat_index: gives the flat index of every weight in the whole leaf, uint32 of this
+        shape.
+    """
+
+    name: str
+    weight: Array
+    gradient: Any
+    state: Any
+    flat_index: Callable[[], Array]
+
+
+class Score:
+    """What all scores have in common.
+
+    Attributes:
+      needs_gradients: whether it reads gradients.
+      accumulates: whether it carries a number for every weight from step to step.
+      is_signed: whether its numbers may be negative.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = False
+    is_signed: ClassVar[bool] = False
+
+    def accumulate(self, state: Array, weight: Array, gradient: Array) -> Array:
+        """The state after a step, from the weights and gradients of the step."""
+        raise NotImplementedError
+
+    def scores(self, leaf: ScoredLeaf) -> Array:
+        """A floating array of the leaf's shape."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Magnitude(Score):
+    r"""Ranks weights by their magnitude $|w|$, as the paper does. The default.
+
+    Examples:
+      >>> import gradprune_jax as gp
+      >>> kernel = jnp.array([[3.0, -1.0], [0.5, 2.0]])
+      >>> params, masks = gp.prune({"kernel": kernel}, 0.5, score=gp.Magnitude())
+      >>> print(params["kernel"])
+      [[3. 0.]
+       [0. 2.]]
+    """
+
+    needs_gradients: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(Score):
+    """Ranks weights by random numbers, drawn once for every weight.
+
+    What a method is worth shows beside it. The numbers are uniform in [0, 1), of 24
+    bits, and depend on the seed, on the path of the leaf and on the place of a weight
+    in it, and on no layout.
+
+    Attributes:
+      seed: an integer from 0 to 2^31 - 1.
+
+    Raises:
+      ValueError: if the seed is not one.
+
+    Examples:
+      >>> import gradprune_jax as gp
+      >>> params = {"kernel": jnp.ones((4, 4))}
+      >>> _, masks = gp.prune(params, 0.75, score=gp.Random(seed=1))
+      >>> print(masks["kernel"].sum())
+      4
+    """
+
+    seed: int = 0
+    needs_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, minimum=0)
+
+    def scores(self, leaf: ScoredLeaf) -> Array:
+        """Uniform numbers in [0, 1), float32."""
+        bits = random_bits(self.seed, leaf.name, leaf.flat_index())
+        return (bits >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saliency(Score):
+    r"""Ranks weights by $|w \, g|$, the loss's change to first order without them.
+
+    With one-shot pruning of fresh parameters this is SNIP.
+
+    Examples:
+      >>> import gradprune_jax as gp
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> gradients = {"kernel": jnp.array([[0.0, 1.0], [8.0, 0.1]])}
+      >>> pruned, masks = gp.prune(
+      ...     params, 0.5, score=gp.Saliency(), gradients=gradients
+      ... )
+      >>> print(pruned["kernel"])
+      [[ 0.  -1. ]
+       [ 0.5  0. ]]
+
+    References:
+      Molchanov et al., [Pruning convolutional neural
+      networks](https://arxiv.org/abs/1611.06440), 2017, equation 7; Lee et al.,
+      [SNIP](https://arxiv.org/abs/1810.02340), 2019, equation 6.
+    """
+
+    def scores(self, leaf: ScoredLeaf) -> Array:
+        """The magnitude of the product."""
+        return jnp.abs(_product(leaf.weight, leaf.gradient))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fisher(Score):
+    r"""Ranks weights by $w^2 \bar{g^2}$: what the loss grows by without them.
+
+    The curvature is the diagonal of the empirical Fisher information, a running mean of
+    the squared gradient,
+
+    $$
+    \bar{g^2} \leftarrow d \, \bar{g^2} + (1 - d) \, g^2,
+    $$
+
+    of the batch's mean gradient, as the optimizer sees it.
+
+    Attributes:
+      decay: d, in [0, 1).
+
+    Raises:
+      ValueError: if the decay is not in this range.
+
+    Examples:
+      >>> Fisher(decay=0.9)
+      Fisher(decay=0.9)
+
+    References:
+      Theis et al., [Faster gaze prediction with dense networks and Fisher
+      pruning](https://arxiv.org/abs/1801.05787), 2018, equation 8.
+    """
+
+    decay: float = 0.99
+    accumulates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not check_fraction("decay", self.decay) < 1:
+            raise ValueError(f"decay is {self.decay!r}; it must be below 1.")
+
+    def accumulate(self, state: Array, weight: Array, gradient: Array) -> Array:
+        """The running mean of the squared gradient."""
+        del weight
+        square = _product(gradient, gradient).astype(state.dtype)
+        return _rounded(self.decay * state) + _rounded((1 - self.decay) * square)
+
+    def scores(self, leaf: ScoredLeaf) -> Array:
+        """The product of both squares."""
+        return _product(leaf.weight, leaf.weight) * leaf.state
+
+
+@dataclasses.dataclass(frozen=True)
+class Movement(Score):
+    r"""Ranks weights by how far they moved away from zero: $-\sum_t w_t g_t$, signed.
+
+    A weight whose gradient pulls it towards zero scores low, however large it is. For
+    the fine-tuning of pretrained networks.
+
+    Examples:
+      >>> Movement()
+      Movement()
+
+    References:
+      Sanh et al., [Movement pruning](https://arxiv.org/abs/2005.07683), 2020, equation
+      3, with the learning rate left out, which ranks nothing.
+    """
+
+    accumulates: ClassVar[bool] = True
+    is_signed: ClassVar[bool] = True
+
+    def accumulate(self, state: Array, weight: Array, gradient: Array) -> Array:
+        """The running sum."""
+        return state - _rounded(_product(weight, gradient).astype(state.dtype))
+
+    def scores(self, leaf: ScoredLeaf) -> Array:
+        """The sum of all steps."""
+        return leaf.state
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnScore(Score):
+    """Ranks weights by what a user's function makes of them.
+
+    Attributes:
+      fn: from the parameter and its gradient to an array of their shape.
+    """
+
+    fn: Callable[[Array, Array], Array]
+    is_signed: ClassVar[bool] = True
+
+    def scores(self, leaf: ScoredLeaf) -> Array:
+        """What the function returns, refused if it fits no ranking."""
+        found = self.fn(leaf.weight, leaf.gradient)
+        is_array = hasattr(found, "dtype") and hasattr(found, "shape")
+        if (
+            not is_array
+            or found.shape != leaf.weight.shape
+            or not jnp.issubdtype(found.dtype, jnp.floating)
+        ):
+            what = f"{found.dtype}{list(found.shape)}" if is_array else repr(found)
+            raise ValueError(
+                f"the score of {leaf.name!r} is {what}; the function must return a "
+                f"floating array of the parameter's shape, {list(leaf.weight.shape)}."
+            )
+        return found
+
+
+AnyScore = Score | Callable[[Array, Array], Array]
+
+
+def as_score(score: Any) -> Score | None:
+    """The score that a user wrote; None for the magnitude.
+
+    Args:
+      score: a score, a callable, or None.
+
+    Returns:
+      A score; None for `Magnitude()`, so that both are one compiled program.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if score is None or isinstance(score, Magnitude):
+        return None
+    if isinstance(score, Score):
+        return score
+    if isinstance(score, type) or not callable(score):
+        raise ValueError(
+            f"score is {score!r}; it must be Magnitude(), Random(seed), Saliency(), "
+            "Fisher(decay), Movement(), or a callable (param, gradient) -> array."
+        )
+    return OwnScore(score)
+
+
+def score_dtype(*dtypes: Any) -> Any:
+    """The dtype in which scores of such arrays are computed: float32 or wider."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+
+
+def random_bits(seed: Any, name: str, index: Array) -> Array:
+    """Random bits for every weight, the same on every layout.
+
+    Args:
+      seed: an integer of 32 bits, traced or not.
+      name: the path of the leaf, so that leaves of one shape differ.
+      index: the flat index of every weight in its whole leaf, uint32.
+
+    Returns:
+      uint32 of the shape of `index`: Threefry (Salmon et al., 2011) of the index.
+    """
+    keys = (jnp.uint32(seed), jnp.uint32(zlib.crc32(name.encode())))
+    one, other = threefry2x32_p.bind(
+        *(jnp.broadcast_to(key, index.shape) for key in keys),
+        jnp.zeros_like(index),
+        index,
+    )
+    return one ^ other
+
+
+def _product(one: Array, other: Array) -> Array:
+    """The product in float32, or in a wider dtype of the two."""
+    dtype = score_dtype(one.dtype, other.dtype)
+    return one.astype(dtype) * other.astype(dtype)
+
+
+def _rounded(product: Array) -> Array:
+    """A product, rounded before it is added to something.
+
+    Else a compiler may round product and sum at once, in one program and not in
+    another, and the last bit would depend on the layout. It does not see through this
+    selection, which NaN alone could change.
+    """
+    return jnp.where(product == product, product, jnp.nan)
