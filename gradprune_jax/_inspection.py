@@ -14,7 +14,7 @@ from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._masks import get_masks, prune_states
 from gradprune_jax._pairing import pair_with_masks
-from gradprune_jax._state import is_dense
+from gradprune_jax._state import SparseTrainingState, is_dense
 from gradprune_jax._top_k import Count, count_true, is_nonzero
 
 
@@ -98,7 +98,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
 
     Returns:
       `"count"`, the updates done (int32), `"sparsity/total"` and
-      `"sparsity/<path>"` of every pruned leaf (float32).
+      `"sparsity/<path>"` of every pruned leaf (float32); under sparse training also
+      `"moved"`, the fraction of the live weights that the last update grew (float32).
 
     Raises:
       ValueError: if there is no pruning state.
@@ -112,9 +113,23 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """
     counts = _together([jnp.asarray(s.count) for s in prune_states(opt_state)])
     fractions = sparsity(get_masks(opt_state))
-    return {"count": jnp.max(jnp.stack(counts))} | {
+    scalars = {"count": jnp.max(jnp.stack(counts))} | {
         f"sparsity/{name}": fraction for name, fraction in fractions.items()
     }
+    moved = [state.moved for state in _sparse_training_states(opt_state)]
+    if moved:
+        scalars["moved"] = jnp.max(jnp.stack(_together(moved)))
+    return scalars
+
+
+def _sparse_training_states(opt_state: Any) -> list[SparseTrainingState]:
+    """Every state of sparse training inside an optimizer's state."""
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, SparseTrainingState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
+    return [node for node in nodes if is_state(node)]
 
 
 def check_pruned(params: Any, opt_state: Any) -> None:

@@ -111,8 +111,7 @@ class Random(Score):
 
     def scores(self, leaf: ScoredLeaf) -> Array:
         """Uniform numbers in [0, 1), float32."""
-        bits = random_bits(self.seed, leaf.name, leaf.flat_index())
-        return (bits >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+        return uniform(self.seed, leaf.name, leaf.flat_index(), jnp.uint32(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,24 +277,24 @@ def score_dtype(*dtypes: Any) -> Any:
         return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
-def random_bits(seed: Any, name: str, index: Array) -> Array:
-    """Random bits for every weight, the same on every layout.
+def uniform(seed: int, name: str, index: Array, turn: Array) -> Array:
+    """A random number in [0, 1) for every weight, the same on every layout.
 
     Args:
-      seed: an integer of 32 bits, traced or not.
+      seed: an integer of 32 bits.
       name: the path of the leaf, so that leaves of one shape differ.
       index: the flat index of every weight in its whole leaf, uint32.
+      turn: uint32 scalar, which turn it is: each has other numbers.
 
     Returns:
-      uint32 of the shape of `index`: Threefry (Salmon et al., 2011) of the index.
+      float32 of the shape of `index`, multiples of 2^-24: Threefry (Salmon et al.,
+      2011) of the turn and the index.
     """
-    keys = (jnp.uint32(seed), jnp.uint32(zlib.crc32(name.encode())))
-    one, other = threefry2x32_p.bind(
-        *(jnp.broadcast_to(key, index.shape) for key in keys),
-        jnp.zeros_like(index),
-        index,
-    )
-    return one ^ other
+    words = (jnp.uint32(seed), jnp.uint32(zlib.crc32(name.encode())), turn)
+    # Of the index, so that the words are laid out over devices as it is.
+    spread = [(index & 0) | word for word in words]
+    one, other = threefry2x32_p.bind(*spread, index)
+    return ((one ^ other) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def _product(one: Array, other: Array) -> Array:

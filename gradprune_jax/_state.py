@@ -54,6 +54,21 @@ class ScoredPruneState(NamedTuple):
     scores: Any
 
 
+class SparseTrainingState(NamedTuple):
+    """State of `with_sparse_training`.
+
+    Attributes:
+      inner_state: the state of the wrapped optimizer.
+      prune_state: the masks and the count of steps.
+      moved: float32 scalar, the fraction of the live weights that were grown by the
+        last update.
+    """
+
+    inner_state: Any
+    prune_state: GradualPruneState
+    moved: chex.Array
+
+
 def is_dense(mask: Any) -> bool:
     """Whether a mask is `MaskedNode`, the mark of a leaf that is not pruned."""
     return isinstance(mask, optax.MaskedNode)

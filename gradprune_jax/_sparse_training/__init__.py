@@ -1,0 +1,11 @@
+"""Sparse training: as many live weights from the first step to the last.
+
+`transform` wraps an optimizer: masks begin random, its gradients are masked, and on
+some steps each leaf drops its smallest weights and grows as many others
+(`regrowth`, by two exact selections), whose optimizer state begins anew (`reset`).
+Which steps these are, and how many weights move, is a table (`drop_schedule`).
+"""
+
+from gradprune_jax._sparse_training.transform import (
+    with_sparse_training as with_sparse_training,
+)
