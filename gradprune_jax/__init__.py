@@ -40,6 +40,7 @@ from gradprune_jax._scores import Saliency as Saliency
 from gradprune_jax._scores import Score as Score
 from gradprune_jax._sensitivity import Sensitivity as Sensitivity
 from gradprune_jax._sensitivity import sensitivity as sensitivity
+from gradprune_jax._sparse_training import straight_through as straight_through
 from gradprune_jax._sparse_training import with_sparse_training as with_sparse_training
 from gradprune_jax._state import GradualPruneState as GradualPruneState
 from gradprune_jax._state import ScoredPruneState as ScoredPruneState

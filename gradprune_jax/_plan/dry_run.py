@@ -31,6 +31,7 @@ from gradprune_jax._rules import (
     unmatched_matrices,
 )
 from gradprune_jax._schedules import SparsitySchedule, extremes, is_concrete
+from gradprune_jax._scores import AnyScore
 from gradprune_jax._structures import (
     NM,
     CoupledChannels,
@@ -51,6 +52,7 @@ def plan(
     stack_axis: int | None = None,
     min_density: float = 0.0,
     min_per_channel: int = 0,
+    score: AnyScore | None = None,
     output_axis: int | None = None,
 ) -> Plan:
     """A dry run: which parameters are pruned, how far, when, and at what cost.
@@ -67,6 +69,7 @@ def plan(
         leaf: where only some are stacked, write one rule for each kind.
       min_density: the fraction that each leaf keeps at least.
       min_per_channel: the weights that each output channel keeps at least.
+      score: by what weights are ranked.
       output_axis: the axis of output channels; None is the last.
 
     Returns:
@@ -98,6 +101,7 @@ def plan(
         stack_axis=stack_axis,
         min_density=min_density,
         min_per_channel=min_per_channel,
+        score=score,
         output_axis=output_axis,
     )
     for position, rule in enumerate(rules):

@@ -23,4 +23,5 @@ from gradprune_jax._transform.links import gradual_prune as gradual_prune
 from gradprune_jax._transform.links import keep_masks as keep_masks
 from gradprune_jax._transform.order import after as after
 from gradprune_jax._transform.partition_specs import shards as shards
+from gradprune_jax._transform.scoring import check_needs_none as check_needs_none
 from gradprune_jax._transform.wrapper import with_gradual_prune as with_gradual_prune

@@ -136,7 +136,9 @@ def gradual_prune(
         output_axis=output_axis,
     )
 
-    check_needs_none(rules)
+    check_needs_none(
+        rules, "gradual_prune gets updates, which an optimizer has made of them"
+    )
 
     def init_fn(params: optax.Params) -> GradualPruneState:
         return new_masks(rules, params, partition_specs)

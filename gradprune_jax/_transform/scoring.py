@@ -27,14 +27,13 @@ def accumulates(rules: Sequence[Rule]) -> bool:
     return any(rule.score is not None and rule.score.accumulates for rule in rules)
 
 
-def check_needs_none(rules: Sequence[Rule]) -> None:
-    """Refuses scores that read gradients, which a link after the optimizer lacks."""
+def check_needs_none(rules: Sequence[Rule], reason: str) -> None:
+    """Refuses scores that read gradients, where for some reason there are none."""
     for rule in rules:
         if rule.score is not None and rule.score.needs_gradients:
             raise ValueError(
-                f"the score is {rule.score}, which reads gradients; gradual_prune gets "
-                "updates, which an optimizer has made of them. Wrap the optimizer: "
-                "with_gradual_prune(optimizer, schedule, score=...)."
+                f"the score is {rule.score}, which reads gradients; {reason}. Wrap the "
+                "optimizer: with_gradual_prune(optimizer, schedule, score=...)."
             )
 
 
