@@ -130,7 +130,7 @@ def _settings(study: Study, configuration: Configuration, seed: int) -> dict[str
         "seed": seed,
         "source": study.source,
         "checksum": study.checksum,
-        "settings": repr((configuration.task, configuration.rules)),
+        "settings": configuration.settings,
     }
 
 

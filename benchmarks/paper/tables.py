@@ -30,7 +30,7 @@ def markdown(
         parts.append(f"![{study.metric.title} against non-zeros]({picture})")
     said = [*study.notes, *_sentences(study, rows)]
     parts.append("\n".join(f"- {sentence}" for sentence in said))
-    parts.append(_provenance(study, records, command))
+    parts.append(provenance(study, records, command))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -124,8 +124,17 @@ def _comparison(metric: Metric, rows: Sequence[Row], row: Row) -> list[str]:
     return [f"{found.dense:.2f}", f"({gain})" if found.verdict == "equals" else gain]
 
 
-def _provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -> str:
-    """The data, the effort, the command, the commit and the machine."""
+def provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -> str:
+    """The data, the effort, the command, the commit and the machine.
+
+    Args:
+      study: what was trained.
+      records: one for each configuration and seed.
+      command: that writes the table.
+
+    Returns:
+      A sentence.
+    """
 
     def distinct(field: str) -> str:
         return ", ".join(sorted({str(each[field]) for each in records}))

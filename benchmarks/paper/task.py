@@ -89,11 +89,21 @@ class Configuration:
             return SMALL_DENSE
         return f"large-sparse{_ALLOCATIONS[self.rules[-1].allocation]}"
 
+    @property
+    def settings(self) -> str:
+        """All that makes its trainings what they are."""
+        return repr((self.task, self.rules))
+
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW behind global-norm clipping, wrapped by the pruning.
+        """The dense optimizer, wrapped by the pruning.
 
         The wrapper masks the gradient too: the norm is that of the live weights.
         """
+        dense = self.dense_optimizer()
+        return gp.with_gradual_prune(dense, list(self.rules)) if self.rules else dense
+
+    def dense_optimizer(self) -> optax.GradientTransformation:
+        """AdamW behind global-norm clipping."""
         steps = self.task.steps
         rate = optax.warmup_cosine_decay_schedule(
             init_value=0.0,
@@ -101,11 +111,10 @@ class Configuration:
             warmup_steps=max(1, round(_WARM_UP * steps)),
             decay_steps=steps,
         )
-        inner = optax.chain(
+        return optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.adamw(rate, weight_decay=self.task.weight_decay),
         )
-        return gp.with_gradual_prune(inner, list(self.rules)) if self.rules else inner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 import gradprune_jax as gp
 from benchmarks.paper import storage
-from benchmarks.paper.task import Configuration, Task
+from benchmarks.paper.task import SMALL_DENSE, Configuration, Task
 
 _REPORT_EVERY = 10  # reading a loss waits for the device: not at every step
 
@@ -155,7 +155,7 @@ def _measure(configuration: Configuration, state: State) -> dict[str, Any]:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         raise FloatingPointError(f"{configuration.name}: the training diverged.")
-    if configuration.rules:
+    if configuration.curve != SMALL_DENSE:
         gp.check_pruned(state.params, state.opt_state)
     return {
         "parameters": sum(leaf.size for leaf in leaves),
