@@ -171,12 +171,7 @@ def statements(study: Study, table: Sequence[Row]) -> list[str]:
       beats small-dense, and the loss at ten times fewer non-zeros, or at the fewest if
       that is beyond.
     """
-    reference, *_ = table
-    said = [
-        _length(study.metric, reference, row)
-        for row in table
-        if row.steps < reference.steps
-    ]
+    said = lengths(study.metric, table)
     dense, *sparse = curves(table).items()
     for name, curve in sparse:
         label = name[0].upper() + name[1:]
@@ -184,6 +179,13 @@ def statements(study: Study, table: Sequence[Row]) -> list[str]:
             said.append(_beside_dense(study.metric, label, curve[1:], dense[1]))
         said.append(_at_fewer(study.metric, label, curve))
     return said
+
+
+def lengths(metric: Metric, table: Sequence[Row]) -> list[str]:
+    """A sentence for each row that was trained for fewer steps than the first."""
+    reference, *others = table
+    shorter = [row for row in others if row.steps < reference.steps]
+    return [_length(metric, reference, row) for row in shorter]
 
 
 def _length(metric: Metric, reference: Row, shorter: Row) -> str:

@@ -13,7 +13,6 @@ from benchmarks.paper.image_studies import ACCURACY, source
 from benchmarks.paper.images import ImageTask, Perceptron
 from benchmarks.paper.task import Configuration, Study, dense, window
 from benchmarks.shrink.networks import ResNet
-from gradprune_jax._sparse_training.regrowth import Growth
 from gradprune_jax.demo import data
 
 # Weights move in three quarters of a training, as in Evci et al. (2020).
@@ -31,7 +30,7 @@ class SparselyTrained(Configuration):
     """
 
     sparsity: float = 0.0
-    grow: Growth | None = None
+    grow: str | None = None
 
     @property
     def curve(self) -> str:
@@ -82,7 +81,7 @@ def _one_shot(name: str, task: ImageTask, sparsity: float) -> Configuration:
     return Configuration(name, task, (gp.Rule(schedule, allocation="erk"),))
 
 
-def _sparse(grow: Growth | None) -> Callable[[str, ImageTask, float], Configuration]:
+def _sparse(grow: str | None) -> Callable[[str, ImageTask, float], Configuration]:
     """Sparse training."""
 
     def configure(name: str, task: ImageTask, sparsity: float) -> Configuration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from benchmarks.paper import tradeoff
@@ -45,14 +46,14 @@ def accuracies(study: Study, rows: Sequence[Row]) -> str:
             + " | ".join(f"{value:.2f}" for value in values)
             + " |"
         )
-    return (
-        "\n".join(lines)
-        + "\n\n"
-        + "\n".join(
-            f"- At {sparsity}: {_order(found, sparsity, metric.name)}."
+    said = [
+        *tradeoff.lengths(metric, rows),
+        *(
+            f"At {sparsity}: {_order(found, sparsity, metric.name)}."
             for sparsity in sparsities
-        )
-    )
+        ),
+    ]
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {each}" for each in said)
 
 
 def _line(name: str, rows: Sequence[Row], metric: str) -> str:
@@ -71,7 +72,7 @@ def _order(found: dict[str, Row], sparsity: str, metric: str) -> str:
         key=lambda pair: pair[0].mean(metric),
     )
     said = rows[0][1]
-    for (one, _), (other, name) in zip(rows, rows[1:], strict=False):
+    for (one, _), (other, name) in itertools.pairwise(rows):
         spread = max(one.spread(metric), other.spread(metric))
         is_equal = other.mean(metric) - one.mean(metric) <= spread
         said += f" {'<=' if is_equal else '<'} {name}"
