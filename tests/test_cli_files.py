@@ -98,6 +98,10 @@ def sorted_leaves(tree):
             dict(sparsity=0.8, allocation="erk"),
         ),
         (
+            ["--score", "random", "--seed", "3", "--sparsity", "0.8"],
+            dict(sparsity=0.8, score=gp.Random(3)),
+        ),
+        (
             ["--stack-axis", "0", "--sparsity", "0.8", "--where", "conv/kernel"],
             dict(sparsity=0.8, stack_axis=0, where="conv/kernel"),
         ),
@@ -228,6 +232,12 @@ def test_diff_counts_what_both_keep(tmp_path, checkpoint):
             ["prune", "IN", "OUT", "--sparsity", "0.5", "--min-density", "0.1"],
             2,
             "min_density",
+        ),
+        (["prune", "IN", "OUT", "--sparsity", "0.5", "--seed", "1"], 2, "--seed"),
+        (
+            ["prune", "IN", "OUT", "--sparsity=0.5", "--score=random", "--seed=-1"],
+            2,
+            "seed is -1",
         ),
         (["prune", "IN", "OUT", "--sparsity", "0.5", "--where", "("], 2, "where"),
         (["prune", "IN", "OUT", "--sparsity", "0.5", "--where", "x"], 1, "closest"),

@@ -93,8 +93,8 @@ def test_a_docstring_that_python_makes_up_is_none():
         (
             DOCS / "command_line.md",
             "model.npz",
-            "blocks.safetensors dense.safetensors nm.safetensors packed.safetensors "
-            "pruned.safetensors report.png",
+            "blocks.safetensors chance.safetensors dense.safetensors nm.safetensors "
+            "packed.safetensors pruned.safetensors report.png",
         ),
         (
             DOCS.parent / "README.md",

@@ -290,3 +290,27 @@ def test_groups_are_drawn_before_and_after_the_cut():
     whole = gp.shrink(lambda p, x: x @ p["v"], {"v": jnp.ones((2, 2))}, jnp.ones(2))
     with pytest.raises(ValueError, match="no group of channels"):
         report.plot_groups(whole)
+
+
+def test_a_history_of_masks_is_drawn():
+    rng = np.random.default_rng(0)
+    masks = {
+        step: {"kernel": rng.random((8, 8)) < 0.5, "bias": optax.MaskedNode()}
+        for step in (0, 100, 200)
+    }
+    axes = report.plot_mask_history(masks, title="moves").axes[0]
+    kept, grown, dropped = np.reshape(
+        [bar.get_height() for bar in axes.patches], (3, 2)
+    )
+    for i, (one, other) in enumerate([(0, 100), (100, 200)]):
+        old, new = masks[one]["kernel"], masks[other]["kernel"]
+        assert kept[i] == pytest.approx(100 * (old & new).mean())
+        assert grown[i] == pytest.approx(100 * (new & ~old).mean())
+        assert dropped[i] == pytest.approx(-100 * (old & ~new).mean())
+    assert axes.get_title() == "moves"
+    with pytest.raises(ValueError, match="a history needs those of two"):
+        report.plot_mask_history({0: masks[0]})
+    with pytest.raises(ValueError, match="all leaves are dense"):
+        report.plot_mask_history(
+            {0: {"bias": optax.MaskedNode()}, 1: {"bias": optax.MaskedNode()}}
+        )

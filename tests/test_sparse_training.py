@@ -326,3 +326,45 @@ def test_wrong_arguments_are_refused():
         tx.update(make_tree(1), tx.init(make_tree(0)))
     with pytest.raises(ValueError, match="must be the SparseTrainingState"):
         tx.update(make_tree(1), adam.init(make_tree(0)), make_tree(0))
+
+
+@pytest.mark.parametrize(
+    "name", ["accumulated", "hyperparameters", "chained", "movement"]
+)
+def test_a_checkpoint_goes_on_with_the_same_bits(name, tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tx = {
+        "accumulated": optax.MultiSteps(make_transformation("random"), 2),
+        "hyperparameters": optax.inject_hyperparams(
+            lambda learning_rate: gp.with_sparse_training(
+                optax.adam(learning_rate), 0.75, **WINDOW
+            )
+        )(1e-2),
+        "chained": optax.chain(
+            optax.clip_by_global_norm(1.0), make_transformation("gradient")
+        ),
+        "movement": gp.with_gradual_prune(
+            optax.adam(1e-2),
+            gp.polynomial_schedule(0.75, 0, 9, every=3),
+            score=gp.Movement(),
+        ),
+    }[name]
+    step = jax.jit(tx.update)
+
+    def train(params, state, counts):
+        for count in counts:
+            updates, state = step(make_tree(count + 1), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params = jax.tree.map(jnp.asarray, make_tree(0))
+    whole = train(params, tx.init(params), range(10))
+    half = train(params, tx.init(params), range(5))
+    target = jax.eval_shape(lambda: (params, tx.init(params)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "half", half)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "half", target)
+    jax.tree.map(np.testing.assert_array_equal, train(*restored, range(5, 10)), whole)
+    gp.check_pruned(*whole)
+    assert 0.5 < gp.metrics(whole[1])["sparsity/total"] < 0.8

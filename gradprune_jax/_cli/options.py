@@ -115,6 +115,14 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How the sparsity is shared out among parameters.",
         ),
         click.option(
+            "--score",
+            type=click.Choice(["magnitude", "random"]),
+            default="magnitude",
+            show_default=True,
+            help="What weights are ranked by; all other scores need gradients.",
+        ),
+        click.option("--seed", type=int, help="Of --score random, by default 0."),
+        click.option(
             "--stack-axis", type=int, help="The axis along which layers are stacked."
         ),
         click.option(
@@ -139,6 +147,8 @@ def rule(
     allocation: Any,
     stack_axis: int | None,
     min_density: float,
+    score: str,
+    seed: int | None,
     is_torch: bool = False,
 ) -> gp.Rule:
     """Make the rule that the options of `rule_options` describe.
@@ -162,11 +172,20 @@ def rule(
             allocation=allocation,
             stack_axis=stack_axis,
             min_density=min_density,
+            score=_score(score, seed),
         )
     except ValueError as error:
         # The schedule was made here; the user gave --sparsity.
         message = str(error).replace("the schedule's final_sparsity", "--sparsity")
         raise click.UsageError(message) from None
+
+
+def _score(name: str, seed: int | None) -> gp.Score | None:
+    """Make the score that `--score` and `--seed` describe; None is magnitude."""
+    if name == "random":
+        return gp.Random(seed or 0)
+    _refuse(f"--score {name}", {} if seed is None else {"seed": seed})
+    return None
 
 
 def _structure(text: str, axis: int | None, pool: Any, is_torch: bool) -> gp.Structure:

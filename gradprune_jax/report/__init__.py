@@ -4,6 +4,8 @@
 - `plot_schedule` shows what will happen: sparsity over the steps of a training.
 - `plot_sparsity` and `plot_masks` show the result: how many weights of each parameter
   are zero, and which.
+- `plot_mask_history` shows which weights were dropped and grown as a network was
+  trained.
 - `plot_groups` shows how wide a network is, before and after `shrink`.
 - `plot_sensitivity` and `plot_tradeoff` help to choose: the loss as one parameter is
   pruned, and a metric against the number of weights that are left.
@@ -18,6 +20,7 @@ from gradprune_jax.report.curves import plot_schedule as plot_schedule
 from gradprune_jax.report.curves import plot_sensitivity as plot_sensitivity
 from gradprune_jax.report.curves import plot_tradeoff as plot_tradeoff
 from gradprune_jax.report.group_sizes import plot_groups as plot_groups
+from gradprune_jax.report.mask_history import plot_mask_history as plot_mask_history
 from gradprune_jax.report.mask_images import plot_masks as plot_masks
 from gradprune_jax.report.sparsity_plot import plot_sparsity as plot_sparsity
 from gradprune_jax.report.table import tabulate as tabulate
