@@ -40,8 +40,9 @@ def write(name: str, results: dict[str, Any], table: str) -> None:
     insert(name, table)
 
 
-def insert(name: str, table: str, readme: pathlib.Path = FOLDER / "README.md") -> None:
+def insert(name: str, table: str, readme: pathlib.Path | None = None) -> None:
     """Puts a table between its marks in a README, at the end if it has none."""
+    readme = readme or FOLDER / "README.md"
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = readme.read_text()
     if begin not in text:

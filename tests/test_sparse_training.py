@@ -321,6 +321,12 @@ def test_wrong_arguments_are_refused():
         gp.with_sparse_training(adam, 0.9, end_step=10, seed=0.5)
     with pytest.raises(ValueError, match="begin_step"):
         gp.with_sparse_training(adam, 0.9, begin_step=11, end_step=10)
+    with pytest.raises(ValueError, match="no weight would ever move"):
+        gp.with_sparse_training(adam, 0.9, begin_step=10, end_step=10)
+    with pytest.raises(ValueError, match="drop_fraction is traced"):
+        jax.jit(
+            lambda f: gp.with_sparse_training(adam, 0.9, end_step=9, drop_fraction=f)
+        )(0.1)
     tx = gp.with_sparse_training(adam, 0.9, grow=None)
     with pytest.raises(ValueError, match="needs the parameters"):
         tx.update(make_tree(1), tx.init(make_tree(0)))

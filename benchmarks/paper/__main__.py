@@ -68,7 +68,7 @@ def main(
 ) -> None:
     """Reproduces a study of the paper; run it again to go on after an interruption.
 
-    STUDY is cnn, mobilenet, lstm, seq2seq or ablations.
+    STUDY is mlp, cnn, mobilenet, lstm, seq2seq or ablations.
     """
     if task is not None and name != "seq2seq":
         raise click.UsageError(f"--task is {task!r} with {name}; seq2seq alone has it.")

@@ -14,6 +14,7 @@ from gradprune_jax._checks import (
     check_fraction,
     check_sparsity,
     check_window,
+    is_traced,
 )
 from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
@@ -159,16 +160,16 @@ def with_sparse_training(
             **of_masked_loss(extra_args, gradients.zero_pruned),
         )
         tree = pair_leaves(updates, masks, params, [rule], partition_specs)
-        moved = state.moved
-        if regrowth is not None:
-            tree, changed, moved = _moved(regrowth, step, gradients, tree, moved)
+        count, moved = optax.safe_increment(step), state.moved
+        if regrowth is not None and any(leaf.is_pruned for leaf in tree.leaves):
+            gradients, moved = _with_new_masks(regrowth, step, gradients, tree, moved)
+            tree, changed = _that_stay(tree, gradients)
             inner_state = reset_where(inner, inner_state, changed)
             inner_state = forget_losses(
                 inner_state, lambda: regrowth.schedule.is_update_step(step)
             )
-        prune_state = GradualPruneState(optax.safe_increment(step), tree.masks())
-        state = SparseTrainingState(inner_state, prune_state, moved)
-        return tree.updates(), state
+        prune_state = GradualPruneState(count, gradients.masks())
+        return tree.updates(), SparseTrainingState(inner_state, prune_state, moved)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -188,7 +189,21 @@ def _regrowth(
             f"end_step is None with grow={grow!r}; give the step before which weights "
             "move, about three quarters of training."
         )
+    numbers = {
+        "begin_step": begin_step,
+        "end_step": end_step,
+        "every": every,
+        "drop_fraction": drop_fraction,
+    }
+    for name, value in numbers.items():
+        if is_traced(value):
+            raise ValueError(f"{name} is traced; sparse training needs a number.")
     begin_step, end_step, every = check_window(begin_step, end_step, every)
+    if end_step == begin_step:
+        raise ValueError(
+            f"end_step is {end_step}, and so is begin_step: no weight would ever move. "
+            "Give a later end_step, or grow=None."
+        )
     fraction = check_fraction("drop_fraction", drop_fraction)
     return Regrowth(DropSchedule(begin_step, end_step, every, fraction), grow, seed)
 
@@ -213,44 +228,56 @@ def _random_masks(rule: Rule, params: optax.Params, partition_specs: Any) -> Any
     return treedef.unflatten(masks)
 
 
-def _moved(
+def _with_new_masks(
     regrowth: Regrowth,
     step: jax.Array,
     gradients: UpdateTree,
     tree: UpdateTree,
-    fraction: jax.Array,
-) -> tuple[UpdateTree, Any, jax.Array]:
-    """The leaves after a step, where their masks changed, and how many weights moved.
+    moved: jax.Array,
+) -> tuple[UpdateTree, jax.Array]:
+    """The leaves with the masks that hold after a step, and how many weights moved.
 
     Args:
       regrowth: which weights move.
       step: integer scalar.
       gradients: the leaves with their gradients.
       tree: the same leaves, with what the optimizer made of the gradients.
-      fraction: what the last update moved.
+      moved: the fraction of the live weights that the last update grew.
+    """
+    leaves = list(gradients.leaves)
+    own = [i for i, leaf in enumerate(leaves) if leaf.is_pruned]
+    updates = [leaf.update for leaf in tree.leaves]
+    step = after(step, updates, [leaf.shard for leaf in leaves])
+    pruned = [_pruned(regrowth, leaves[i]) for i in own]
+    masks, moved = regrowth.at_step(step, pruned, moved)
+    for i, mask in zip(own, masks, strict=True):
+        leaves[i] = leaves[i]._replace(mask=mask)
+    return gradients._replace(leaves=leaves), moved
+
+
+def _that_stay(tree: UpdateTree, moved: UpdateTree) -> tuple[UpdateTree, Any]:
+    """The leaves with masks of what was live and stays so, and where masks changed.
+
+    What is grown now was zero, but before the first step, and becomes zero.
+
+    Args:
+      tree: the leaves with the old masks.
+      moved: the same leaves with the new ones.
 
     Returns:
-      The leaves with new masks, whose weights begin at zero where they were grown;
-      bools like the parameters, a scalar False where nothing can change; and the
-      fraction.
+      The leaves; and bools like the parameters, a scalar False where a leaf is dense.
     """
-    leaves, changed = list(tree.leaves), [jnp.zeros([], bool)] * len(tree.leaves)
-    own = [i for i, leaf in enumerate(leaves) if leaf.is_pruned]
-    updates = [leaf.update for leaf in leaves]
-    step = after(step, updates, [leaf.shard for leaf in leaves])
-    masks, fraction = regrowth.at_step(
-        step,
-        [_pruned(regrowth, gradients.leaves[i]) for i in own],
-        fraction,
-    )
-    for i, mask in zip(own, masks, strict=True):
-        leaf = leaves[i]
-        old = laid_out_like(leaf.mask, mask)
-        changed[i] = old ^ mask
-        # What is grown now was zero, but before the first step, and becomes zero.
-        update = leaf._replace(mask=old & mask).new_update()
-        leaves[i] = leaf._replace(mask=mask, update=update)
-    return tree._replace(leaves=leaves), tree.treedef.unflatten(changed), fraction
+    leaves: list[LeafUpdate] = []
+    changed: list[Any] = []
+    for leaf, new in zip(tree.leaves, moved.leaves, strict=True):
+        if not leaf.is_pruned:
+            leaves.append(leaf)
+            changed.append(jnp.zeros([], bool))
+            continue
+        old = laid_out_like(leaf.mask, new.mask)
+        leaves.append(leaf._replace(mask=old & new.mask))
+        changed.append(old ^ new.mask)
+    return tree._replace(leaves=leaves), tree.treedef.unflatten(changed)
 
 
 def _pruned(regrowth: Regrowth, leaf: LeafUpdate) -> PrunedLeaf:
