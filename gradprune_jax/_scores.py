@@ -241,7 +241,7 @@ class OwnScore(Score):
                 f"the score of {leaf.name!r} is {what}; the function must return a "
                 f"floating array of the parameter's shape, {list(leaf.weight.shape)}."
             )
-        return found
+        return jnp.asarray(found)
 
 
 AnyScore = Score | Callable[[Array, Array], Array]

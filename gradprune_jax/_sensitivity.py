@@ -124,7 +124,7 @@ def sensitivity(
     reads_name = isinstance(rule.score, Random)
     gradients: list[Any] = [None] * len(leaves)
     if rule.score is not None and rule.score.needs_gradients:
-        gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn))(params))
+        gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn, allow_int=True))(params))
     losses_of = jax.jit(jax.vmap(loss_fn))
     rows = []
     for i in _track(own, progress):

@@ -361,6 +361,21 @@ def test_wrong_scores_are_refused():
         gp.gradual_prune([gp.Rule(SCHEDULE)], score=gp.Random(0))
 
 
+def test_a_state_of_other_scores_is_refused():
+    params, gradients = make_tree(0), make_tree(1)
+    tx = gp.with_gradual_prune(optax.sgd(0.1), SCHEDULE, score=gp.Movement())
+    state = tx.init(params)
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state.scores)
+    missing = jax.tree.map(lambda _: optax.MaskedNode(), state.scores)
+    for scores, message in [
+        (halves, r"are bfloat16\[8, 16\]; they must be float32\[8, 16\]"),
+        (missing, "the scores of 'first/kernel' are missing"),
+        ({"first": state.scores}, "tree does not fit the parameters'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tx.update(gradients, state._replace(scores=scores), params)
+
+
 def test_rules_with_scores_are_written_as_json():
     scores = [None, gp.Random(7), gp.Saliency(), gp.Fisher(0.5), gp.Movement()]
     rules = [gp.Rule(SCHEDULE, score=score) for score in scores]
@@ -381,3 +396,13 @@ def test_sensitivity_by_a_score():
     found = gp.sensitivity(loss, params, [0.25, 0.5], score=gp.Saliency())
     # Products are 8, 2, 3, 4: the second goes first, then the third.
     np.testing.assert_array_equal(found.losses, [[15.0, 12.0]])
+    counted = params | {"count": jnp.arange(3)}
+    again = gp.sensitivity(loss, counted, [0.25, 0.5], score=gp.Saliency())
+    np.testing.assert_array_equal(again.losses, found.losses)
+
+
+def test_a_score_may_return_an_array_of_numpy():
+    scores = np.arange(4.0).reshape(2, 2)
+    params = {"kernel": np.ones((2, 2), np.float32)}
+    _, masks = gp.prune(params, 0.5, score=lambda p, g: scores, gradients=params)
+    np.testing.assert_array_equal(masks["kernel"], scores >= 2)

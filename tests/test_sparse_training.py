@@ -283,6 +283,46 @@ def test_a_step_is_traced_once_and_eager_steps_agree():
     jax.tree.map(np.testing.assert_array_equal, (params, state), (eager, other))
 
 
+@pytest.mark.parametrize("allocation", ["erk", "uniform"])
+def test_sparsities_are_vectorised(allocation):
+    params = make_tree(0)
+    sparsities = np.array([0.0, 0.5, 0.9, 1.0], np.float32)
+
+    def live(sparsity):
+        tx = gp.with_sparse_training(
+            optax.adam(1e-2), sparsity, allocation=allocation, **WINDOW
+        )
+        state = tx.init(params)
+        _, state = tx.update(make_tree(1), state, params)
+        return gp.get_masks(state)["second"]["kernel"].sum()
+
+    together = jax.vmap(live)(sparsities)
+    assert list(together) == [live(float(sparsity)) for sparsity in sparsities]
+    assert int(together[-1]) == 0
+
+
+def test_trees_and_states_of_other_shapes():
+    """No leaves, leaves without an update, several arrays in a parameter's place."""
+    tx = gp.with_sparse_training(optax.adam(1e-2), 0.5, **WINDOW)
+    assert not jax.tree.leaves(gp.get_masks(tx.init({})))
+    doubled = optax.tree.map_params(tx, lambda leaf: leaf + 1, tx.init(make_tree(0)))
+    assert float(doubled.inner_state[0].mu["bias"][0]) == 1
+    params = make_tree(0) | {"act": None}
+    state = tx.init(params)
+    _, state = jax.jit(tx.update)(make_tree(1) | {"act": None}, state, params)
+    assert state.inner_state[0].mu["act"] is None
+    frozen = make_tree(0) | {"frozen": {"kernel": np.ones((2, 2), np.float32)}}
+    gradients = make_tree(1) | {"frozen": {"kernel": None}}
+    with pytest.raises(ValueError, match="'frozen/kernel' is pruned but its update"):
+        tx.update(gradients, tx.init(frozen), frozen)
+    with pytest.warns(UserWarning, match="dense"):
+        tx.init({"kernel": np.ones((2, 2)), "other": np.ones((90, 9))})
+    sm3 = gp.with_sparse_training(optax.sm3(0.1), 0.5, **WINDOW)
+    params = make_tree(0)
+    updates, state = jax.jit(sm3.update)(make_tree(1), sm3.init(params), params)
+    gp.check_pruned(optax.apply_updates(params, updates), state)
+
+
 def test_masks_are_given_and_kept():
     """A zero that is live stays live in masks; masks made of the weights lose it."""
     tx = make_transformation("gradient")

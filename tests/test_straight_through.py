@@ -56,6 +56,10 @@ def test_a_schedule_is_followed():
         expected = float(SCHEDULE.sparsity(step))
         found = gp.sparsity(sparse(step)["hidden"])["kernel"]
         assert float(found) == pytest.approx(expected, abs=1 / 96)
+    steps = jnp.array([0, 5, 10])
+    together = jax.vmap(lambda step: gp.straight_through(params, SCHEDULE, step=step))
+    for own, step in zip(together(steps)["hidden"]["kernel"], steps, strict=True):
+        np.testing.assert_array_equal(own, sparse(step)["hidden"]["kernel"])
     end = gp.straight_through(params, SCHEDULE)
     jax.tree.map(np.testing.assert_array_equal, end, sparse(10))
 
@@ -125,6 +129,10 @@ def test_wrong_arguments_are_refused():
             gp.straight_through(params, gp.NM(2, 4), decay=decay)
     with pytest.raises(ValueError, match="step is -1"):
         gp.straight_through(params, SCHEDULE, step=-1)
+    with pytest.raises(ValueError, match="step has shape"):
+        jax.jit(lambda step: gp.straight_through(params, SCHEDULE, step=step))(
+            np.arange(2)
+        )
     with pytest.raises(TypeError, match="the schedule is 'NM'"):
         gp.straight_through(params, "NM")
     with pytest.raises(ValueError, match="matches no"):

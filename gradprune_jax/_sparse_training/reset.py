@@ -26,14 +26,25 @@ def reset_where(
       The state. Only arrays of a parameter's own shape are changed: what is factored,
       or kept for several weights together, stays.
     """
+    # In one piece: an optimizer may hold several arrays where a parameter is.
+    return optax.tree.map_params(
+        inner, _reset, inner_state, changed, is_leaf=lambda _: True
+    )
 
-    def reset(leaf: Any, own: Any) -> Any:
+
+def _reset(held: Any, changed: Any) -> Any:
+    """The state of one subtree of the parameters, level by level."""
+    if isinstance(changed, jax.Array):
         is_like_the_parameter = (
-            isinstance(leaf, jax.Array) and own.ndim and leaf.shape == own.shape
+            isinstance(held, jax.Array) and changed.ndim and held.shape == changed.shape
         )
         if not is_like_the_parameter:
-            return leaf
-        return where_laid_out(own, jnp.zeros_like(leaf), leaf)
-
-    # `is_dense`: optax.partition has a MaskedNode in the place of other parameters.
-    return optax.tree.map_params(inner, reset, inner_state, changed, is_leaf=is_dense)
+            return held
+        return where_laid_out(changed, jnp.zeros_like(held), held)
+    if is_dense(held):  # what optax.partition gives to another optimizer
+        return held
+    treedef: Any = jax.tree.structure(held, is_leaf=lambda node: node is not held)
+    below = zip(
+        treedef.flatten_up_to(held), treedef.flatten_up_to(changed), strict=True
+    )
+    return treedef.unflatten([_reset(*pair) for pair in below])

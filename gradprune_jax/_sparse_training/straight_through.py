@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gradprune_jax import _tree
-from gradprune_jax._checks import as_number, check_integer
+from gradprune_jax._checks import as_number, check_integer, is_traced
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
 from gradprune_jax._rules import Rule, ScheduleOrRules, as_rules, assign
@@ -84,6 +84,8 @@ def straight_through(
         raise ValueError(f"decay is {decay!r}; it must be a number, at least 0.")
     if step is not None:
         step = jnp.asarray(check_integer("step", step, minimum=0))
+        if step.ndim:
+            raise ValueError(f"step has shape {step.shape}; it must be one number.")
     params = as_arrays(params)
     leaves = _tree.named_leaves(params)
     placement = shards(params, partition_specs)
@@ -99,7 +101,9 @@ def straight_through(
             for weights in [jax.lax.stop_gradient(values[i])]
         ]
         at = jnp.int32(rule.schedule.end_step) if step is None else step
-        for i, mask in zip(own, update_masks(rule, at, pruned), strict=True):
+        # A traced step is known to a compiled program alone.
+        select = _compiled_update if is_traced(at) else update_masks
+        for i, mask in zip(own, select(rule, at, pruned), strict=True):
             values[i] = _sparse(number, values[i], mask)
     treedef: Any = jax.tree.structure(params)
     return treedef.unflatten(values)
@@ -117,6 +121,9 @@ def _rules(given: Any) -> Sequence[Any]:
     rules = as_rules(given)
     check_needs_none(rules, "straight_through has the parameters alone")
     return rules
+
+
+_compiled_update = jax.jit(update_masks, static_argnums=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

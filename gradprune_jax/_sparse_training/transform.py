@@ -17,8 +17,8 @@ from gradprune_jax._checks import (
     is_traced,
 )
 from gradprune_jax._layouts import laid_out_like
-from gradprune_jax._mask_update import PrunedLeaf, update_masks
-from gradprune_jax._rules import Rule, Where, assign
+from gradprune_jax._mask_update import PrunedLeaf, masks_at_step, update_masks
+from gradprune_jax._rules import Rule, Where, assign, warn_of_dense_weights
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._scores import Random
 from gradprune_jax._sparse_training.drop_schedule import DropSchedule
@@ -163,7 +163,7 @@ def with_sparse_training(
         count, moved = optax.safe_increment(step), state.moved
         if regrowth is not None and any(leaf.is_pruned for leaf in tree.leaves):
             gradients, moved = _with_new_masks(regrowth, step, gradients, tree, moved)
-            tree, changed = _that_stay(tree, gradients)
+            tree, changed = _that_stay(tree, gradients, params)
             inner_state = reset_where(inner, inner_state, changed)
             inner_state = forget_losses(
                 inner_state, lambda: regrowth.schedule.is_update_step(step)
@@ -214,17 +214,23 @@ def _random_masks(rule: Rule, params: optax.Params, partition_specs: Any) -> Any
     leaves = _tree.named_leaves(params)
     placement = shards(params, partition_specs, may_be_whole=True)
     assigned = assign([rule], leaves, [shard.shape for shard in placement])
+    warn_of_dense_weights([rule], leaves, assigned)
     own = [i for i, position in enumerate(assigned) if position is not None]
+    masks: list[Any] = [optax.MaskedNode()] * len(leaves)
+    treedef: Any = jax.tree.structure(params)
+    if not own:  # optax.tree.map_params calls init with no leaves
+        return treedef.unflatten(masks)
     pruned = [
         PrunedLeaf(
             leaves[i].value, mask_like(leaves[i].value), placement[i], leaves[i].name
         )
         for i in own
     ]
-    masks: list[Any] = [optax.MaskedNode()] * len(leaves)
-    for i, mask in zip(own, update_masks(rule, jnp.int32(0), pruned), strict=True):
+    # A traced sparsity is known to a compiled program alone.
+    schedule: Any = rule.schedule
+    select = masks_at_step if is_traced(schedule.final_sparsity) else update_masks
+    for i, mask in zip(own, select(rule, jnp.int32(0), pruned), strict=True):
         masks[i] = mask_like(leaves[i].value, mask)
-    treedef: Any = jax.tree.structure(params)
     return treedef.unflatten(masks)
 
 
@@ -255,7 +261,9 @@ def _with_new_masks(
     return gradients._replace(leaves=leaves), moved
 
 
-def _that_stay(tree: UpdateTree, moved: UpdateTree) -> tuple[UpdateTree, Any]:
+def _that_stay(
+    tree: UpdateTree, moved: UpdateTree, params: optax.Params
+) -> tuple[UpdateTree, Any]:
     """The leaves with masks of what was live and stays so, and where masks changed.
 
     What is grown now was zero, but before the first step, and becomes zero.
@@ -263,16 +271,18 @@ def _that_stay(tree: UpdateTree, moved: UpdateTree) -> tuple[UpdateTree, Any]:
     Args:
       tree: the leaves with the old masks.
       moved: the same leaves with the new ones.
+      params: the parameters, also those that have no update.
 
     Returns:
       The leaves; and bools like the parameters, a scalar False where a leaf is dense.
     """
     leaves: list[LeafUpdate] = []
     changed: list[Any] = []
-    for leaf, new in zip(tree.leaves, moved.leaves, strict=True):
+    own = tree.treedef.flatten_up_to(params)
+    for leaf, new, weights in zip(tree.leaves, moved.leaves, own, strict=True):
         if not leaf.is_pruned:
             leaves.append(leaf)
-            changed.append(jnp.zeros([], bool))
+            changed.append(jax.tree.map(lambda _: jnp.zeros([], bool), weights))
             continue
         old = laid_out_like(leaf.mask, new.mask)
         leaves.append(leaf._replace(mask=old & new.mask))

@@ -150,7 +150,7 @@ class UpdateTree(NamedTuple):
 
     def zero_pruned(self, tree: Any) -> Any:
         """Gradients, or parameters, with zeros where a weight is pruned."""
-        own = _flatten(self.treedef, tree, _UPDATES)
+        own = flatten(self.treedef, tree, _UPDATES)
         pairs = zip(self.leaves, own, strict=True)
         return self.treedef.unflatten(
             [leaf.zero_pruned(array) for leaf, array in pairs]
@@ -194,9 +194,9 @@ def pair_leaves(
         if is_partial
         else jax.tree.structure(params)
     )
-    own_updates = _flatten(treedef, updates, _UPDATES)
-    own_params = _flatten(treedef, params, _UPDATES)
-    own_masks = _flatten(treedef, masks, _MASKS)
+    own_updates = flatten(treedef, updates, _UPDATES)
+    own_params = flatten(treedef, params, _UPDATES)
+    own_masks = flatten(treedef, masks, _MASKS)
     pairs = list(zip(own_params, own_updates, strict=True))
     if not jax.tree_util.all_leaves([p for p, u in pairs if u is not None]):
         raise ValueError(f"{_UPDATES} an update has no parameter, or several.")
@@ -233,7 +233,7 @@ def check_given(params: optax.Params | None) -> None:
         )
 
 
-def _flatten(treedef: Any, tree: Any, problem: str) -> list[Any]:
+def flatten(treedef: Any, tree: Any, problem: str) -> list[Any]:
     """The parts of a tree that stand at the leaves of the reference tree."""
     try:
         return treedef.flatten_up_to(tree)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gradprune_jax import _tree
@@ -13,7 +14,7 @@ from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._rules import Rule, assign
 from gradprune_jax._scores import score_dtype
 from gradprune_jax._state import zeros_laid_out_like
-from gradprune_jax._transform.leaves import LeafUpdate, UpdateTree
+from gradprune_jax._transform.leaves import LeafUpdate, UpdateTree, flatten
 from gradprune_jax._transform.partition_specs import shards
 
 
@@ -74,7 +75,12 @@ def with_scores(rules: Sequence[Rule], tree: UpdateTree, scores: Any) -> UpdateT
     """
     states: Any = [None] * len(tree.leaves)
     if scores is not None:
-        states = tree.treedef.flatten_up_to(scores)
+        states = flatten(
+            tree.treedef,
+            scores,
+            "the scores' tree does not fit the parameters'; was the state made by init "
+            "on the same parameters?",
+        )
     leaves = [
         _scored(rules, leaf, state)
         for leaf, state in zip(tree.leaves, states, strict=True)
@@ -91,6 +97,19 @@ def scores_of(tree: UpdateTree) -> Any:
     return tree.treedef.unflatten(states)
 
 
+def _check_scores(leaf: LeafUpdate, state: Any) -> None:
+    """Refuses scores that another rule has made, or a restore has changed."""
+    wanted = jnp.dtype(score_dtype(leaf.weight.dtype)), leaf.weight.shape
+    if (getattr(state, "dtype", None), getattr(state, "shape", None)) != wanted:
+        is_array = hasattr(state, "dtype")
+        found = f"{state.dtype}{list(state.shape)}" if is_array else "missing"
+        raise ValueError(
+            f"the scores of {leaf.name!r} are {found}; they must be {wanted[0]}"
+            f"{list(wanted[1])}. A state goes on only with the rules that it was made "
+            "by; was it restored into another dtype or shape?"
+        )
+
+
 def _scored(rules: Sequence[Rule], leaf: LeafUpdate, state: Any) -> LeafUpdate:
     """A leaf with its gradient and the new state of its score."""
     score = None if leaf.rule is None else rules[leaf.rule].score
@@ -99,6 +118,7 @@ def _scored(rules: Sequence[Rule], leaf: LeafUpdate, state: Any) -> LeafUpdate:
     gradient = leaf.fitting("gradient", leaf.update)
     if not score.accumulates:
         return leaf._replace(gradient=gradient)
+    _check_scores(leaf, state)
     state = laid_out_like(state, leaf.weight)
     state = score.accumulate(state, leaf.weight, gradient)
     return leaf._replace(gradient=gradient, score_state=state)
