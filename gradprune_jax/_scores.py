@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 
-from gradprune_jax._checks import check_fraction, check_integer
+from gradprune_jax._checks import check_fraction, check_integer, is_traced
 
 Array = jax.Array
 
@@ -108,6 +108,8 @@ class Random(Score):
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, minimum=0)
+        if is_traced(self.seed):
+            raise ValueError("seed is traced; it must be a number.")
 
     def scores(self, leaf: ScoredLeaf) -> Array:
         """Uniform numbers in [0, 1), float32."""
@@ -241,7 +243,8 @@ class OwnScore(Score):
                 f"the score of {leaf.name!r} is {what}; the function must return a "
                 f"floating array of the parameter's shape, {list(leaf.weight.shape)}."
             )
-        return jnp.asarray(found)
+        found = jnp.asarray(found)
+        return found if jnp.finfo(found.dtype).bits > 8 else found.astype(jnp.bfloat16)
 
 
 AnyScore = Score | Callable[[Array, Array], Array]
@@ -273,8 +276,9 @@ def as_score(score: Any) -> Score | None:
 
 def score_dtype(*dtypes: Any) -> Any:
     """The dtype in which scores of such arrays are computed: float32 or wider."""
+    wide = [dtype for dtype in dtypes if jnp.finfo(dtype).bits > 8]  # others fit in
     with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+        return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))
 
 
 def uniform(seed: int, name: str, index: Array, turn: Array) -> Array:

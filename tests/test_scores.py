@@ -288,6 +288,45 @@ def test_masks_and_scores_are_the_same_on_every_mesh(score, layout):
     jax.tree.map(np.testing.assert_array_equal, found, alone)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_weights_and_scores_of_eight_bits(dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), make_tree(0))
+    gradients = jax.tree.map(lambda leaf: leaf.astype(dtype), make_tree(1))
+    for score in (gp.Saliency(), gp.Fisher(0.5), gp.Movement(), lambda p, g: -g):
+        _, masks = gp.prune(params, 0.5, score=score, gradients=gradients)
+        weights, gradient = (
+            tree["first"]["kernel"].astype(np.float32) for tree in (params, gradients)
+        )
+        state = np.zeros_like(weights)
+        _, scores = numpy_scores(score, weights, gradient, state)
+        if not isinstance(score, gp.Score):
+            scores = -gradient
+        expected = top_k(scores, np.ones(scores.shape, bool), scores.size // 2)
+        np.testing.assert_array_equal(masks["first"]["kernel"], expected)
+
+
+@pytest.mark.parametrize("structure", [None, gp.NM(2, 4), gp.Block((4, 4))], ids=str)
+def test_a_score_may_be_laid_out_unlike_its_weight(structure):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    weights = make_tree(0)["second"]["kernel"]
+    scores = make_tree(1)["second"]["kernel"]
+    placed = jax.device_put(weights, NamedSharding(mesh, P("x", "y")))
+    replicated = jax.device_put(scores, NamedSharding(mesh, P()))
+    schedule = gp.one_shot_schedule(0.5, 0)
+
+    def masks(params, own):
+        tx = gp.with_gradual_prune(
+            optax.sgd(0.1), schedule, structure=structure, score=lambda p, g: own
+        )
+        state = tx.init(params)
+        _, state = jax.jit(tx.update)(params, state, params)
+        return np.asarray(gp.get_masks(state)["kernel"])
+
+    np.testing.assert_array_equal(
+        masks({"kernel": placed}, replicated), masks({"kernel": weights}, scores)
+    )
+
+
 def test_random_masks_are_uniform_and_nested():
     params = {"a": {"kernel": np.ones((64, 64))}, "b": {"kernel": np.ones((64, 64))}}
     masks = [

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._scores import Score, ScoredLeaf, score_dtype
 from gradprune_jax._top_k import STATIC, Shard, ranking_keys, score_keys, whole
 
@@ -63,6 +64,7 @@ class PrunedLeaf:
                 self.flat_index,
             )
         )
+        numbers = laid_out_like(numbers, self.weights)  # a user's own may be otherwise
         return RankedLeaf(numbers, self.mask, self.shard, self.name, score.is_signed)
 
     def flat_index(self) -> jax.Array:

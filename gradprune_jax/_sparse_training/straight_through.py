@@ -119,7 +119,9 @@ def _rules(given: Any) -> Sequence[Any]:
             "schedule or a Rule with this structure."
         )
     rules = as_rules(given)
-    check_needs_none(rules, "straight_through has the parameters alone")
+    check_needs_none(
+        rules, "straight_through has the parameters alone; leave score out"
+    )
     return rules
 
 

@@ -111,7 +111,7 @@ def score_keys(scores: jax.Array, mask: jax.Array, dtype: Any) -> jax.Array:
     """
     magnitudes = magnitude_keys(scores, dtype)
     infinity = np.asarray(largest_key(dtype) - 1, magnitudes.dtype)
-    is_below = jnp.signbit(scores) & (magnitudes <= infinity)
+    is_below = jnp.signbit(scores.astype(dtype)) & (magnitudes <= infinity)
     keys = jnp.where(is_below, infinity - magnitudes, infinity + magnitudes)
     return jnp.where(mask, keys + 1, 0)
 

@@ -137,7 +137,9 @@ def gradual_prune(
     )
 
     check_needs_none(
-        rules, "gradual_prune gets updates, which an optimizer has made of them"
+        rules,
+        "gradual_prune gets updates, which an optimizer has made of them. Wrap the "
+        "optimizer: with_gradual_prune(optimizer, schedule, score=...)",
     )
 
     def init_fn(params: optax.Params) -> GradualPruneState:

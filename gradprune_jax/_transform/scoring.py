@@ -33,8 +33,7 @@ def check_needs_none(rules: Sequence[Rule], reason: str) -> None:
     for rule in rules:
         if rule.score is not None and rule.score.needs_gradients:
             raise ValueError(
-                f"the score is {rule.score}, which reads gradients; {reason}. Wrap the "
-                "optimizer: with_gradual_prune(optimizer, schedule, score=...)."
+                f"the score is {rule.score}, which reads gradients; {reason}."
             )
 
 
