@@ -13,23 +13,34 @@ from gradprune_jax._state import is_dense
 
 
 def reset_where(
-    inner: optax.GradientTransformation, inner_state: Any, changed: Any
+    inner: optax.GradientTransformation,
+    inner_state: Any,
+    changed: Any,
+    is_due: jax.Array,
 ) -> Any:
     """Sets to zero what an optimizer holds for some weights.
+
+    Where nothing is due the state is handed on, which costs nothing: to select at every
+    step would read and write it once more.
 
     Args:
       inner: the optimizer.
       inner_state: its state.
       changed: a tree like the parameters': bool of a leaf's shape, or a scalar False.
+      is_due: whether anything may have changed.
 
     Returns:
       The state. Only arrays of a parameter's own shape are changed: what is factored,
       or kept for several weights together, stays.
     """
-    # In one piece: an optimizer may hold several arrays where a parameter is.
-    return optax.tree.map_params(
-        inner, _reset, inner_state, changed, is_leaf=lambda _: True
-    )
+
+    def reset(state: Any) -> Any:
+        # In one piece: an optimizer may hold several arrays where a parameter is.
+        return optax.tree.map_params(
+            inner, _reset, state, changed, is_leaf=lambda _: True
+        )
+
+    return jax.lax.cond(is_due, reset, lambda state: state, inner_state)
 
 
 def _reset(held: Any, changed: Any) -> Any:
