@@ -22,6 +22,7 @@ from benchmarks import stored
 from benchmarks.paper import runs, studies
 from benchmarks.paper.__main__ import main
 
+RESULTS = stored.FOLDER / "paper" / "results"
 TRANSLATION = ("seq2seq", "--task", "translation")
 
 
@@ -95,6 +96,18 @@ def test_a_study_compares_like_with_like(name, seeds, dense, sparsities, curves)
     plan = gp.plan(list(sparsest.rules), params)
     pruned = sum(leaf.size - leaf.kept for leaf in plan.leaves if leaf.rule is not None)
     assert sizes[-1] < 1.2 * (sizes[0] - pruned)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.glob("laptop/*.json")), ids=lambda file: file.stem
+)
+def test_published_records_are_those_of_the_studies(file):
+    """Else a study would be trained again, and its table not be that of its code."""
+    study = studies.STUDIES[file.stem]("laptop", None)
+    settings = {each.name: each.settings for each in study.configurations}
+    for record in json.loads(file.read_text()):
+        assert record["settings"] == settings[record["configuration"]]
+        assert record["seed"] < study.seeds
 
 
 def test_ablations_differ_in_one_setting_each():

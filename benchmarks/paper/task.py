@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -92,7 +93,7 @@ class Configuration:
     @property
     def settings(self) -> str:
         """All that makes its trainings what they are."""
-        return repr((self.task, self.rules))
+        return described((self.task, self.rules))
 
     def optimizer(self) -> optax.GradientTransformation:
         """The dense optimizer, wrapped by the pruning.
@@ -207,6 +208,29 @@ class Study:
     baseline: Baseline | None = None
     remarks: Mapping[str, Remark] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def described(value: Any) -> str:
+    """A value as text, its fields of default values left out.
+
+    So records stay those of their settings when a class gets a new field.
+
+    Examples:
+      >>> described((Metric("error", "error", "", lower_is_better=True), 2))
+      "(Metric(name='error', title='error', unit='', lower_is_better=True), 2)"
+      >>> described(gp.Rule(None, where="bias"))
+      "Rule(schedule=None, where='bias')"
+    """
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(described, value))})"
+    if not dataclasses.is_dataclass(value) or isinstance(value, nn.Module):
+        return repr(value)
+    fields = [
+        f"{field.name}={described(getattr(value, field.name))}"
+        for field in dataclasses.fields(value)
+        if field.repr and getattr(value, field.name) != field.default
+    ]
+    return f"{type(value).__name__}({', '.join(fields)})"
 
 
 def checksum(*arrays: np.ndarray) -> int:

@@ -11,7 +11,7 @@ import optax
 import gradprune_jax as gp
 from benchmarks.paper.image_studies import ACCURACY, source
 from benchmarks.paper.images import ImageTask, Perceptron
-from benchmarks.paper.task import Configuration, Study, dense, window
+from benchmarks.paper.task import Configuration, Study, dense, described, window
 from benchmarks.shrink.networks import ResNet
 from gradprune_jax.demo import data
 
@@ -40,7 +40,7 @@ class SparselyTrained(Configuration):
     @property
     def settings(self) -> str:
         """All that makes its trainings what they are."""
-        return repr((self.task, self.sparsity, self.grow))
+        return described((self.task, self.sparsity, self.grow))
 
     def optimizer(self) -> optax.GradientTransformation:
         """The dense optimizer, wrapped by sparse training."""
