@@ -8,7 +8,7 @@ within its groups alone (`nm`). Coupled channels have one score for all the leav
 they lie in (`coupled`). `blocks` cuts a leaf into the blocks of its structure,
 `pooling` and `means` reduce each of them to one score.
 
-A new allocation goes into `allocation`; a new score into the module `_scores`.
+A new allocation goes into `allocation`; a new score into `_scores`.
 """
 
 from gradprune_jax._mask_update.allocation import LARGEST_LEAF as LARGEST_LEAF

@@ -5,11 +5,11 @@ some steps each leaf drops its smallest weights and grows as many others
 (`regrowth`, by two exact selections), whose optimizer state begins anew (`reset`).
 Which steps these are, and how many weights move, is a table (`drop_schedule`).
 
-`straight_through` needs no optimizer: inside a loss function it makes parameters
+`straight_through` (`estimator`) needs no optimizer: in a loss it makes parameters
 sparse, and hands their gradients to the dense ones.
 """
 
-from gradprune_jax._sparse_training.straight_through import (
+from gradprune_jax._sparse_training.estimator import (
     straight_through as straight_through,
 )
 from gradprune_jax._sparse_training.transform import (

@@ -1,68 +1,15 @@
-"""Scores: by what weights are ranked, if not by their magnitudes.
-
-A score makes one number of every weight, in one array of the leaf's shape. The weights
-of the highest numbers stay. Products are elementwise and in float32 at least, so the
-numbers have the same bits on every layout. Running sums and means are kept for each
-weight, in arrays like the parameters.
-"""
+"""The scores of this library."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import zlib
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry2x32_p
 
 from gradprune_jax._checks import check_fraction, check_integer, is_traced
-
-Array = jax.Array
-
-
-class ScoredLeaf(NamedTuple):
-    """One leaf as a score sees it.
-
-    Attributes:
-      name: its path.
-      weight: the leaf, or its local piece inside `shard_map`.
-      gradient: of the same shape; None where there is none.
-      state: what the score has accumulated for every weight, of this shape; None for a
-        score that accumulates nothing.
-      flat_index: gives the flat index of every weight in the whole leaf, uint32 of this
-        shape.
-    """
-
-    name: str
-    weight: Array
-    gradient: Any
-    state: Any
-    flat_index: Callable[[], Array]
-
-
-class Score:
-    """What all scores have in common.
-
-    Attributes:
-      needs_gradients: whether it reads gradients.
-      accumulates: whether it carries a number for every weight from step to step.
-      is_signed: whether its numbers may be negative.
-    """
-
-    needs_gradients: ClassVar[bool] = True
-    accumulates: ClassVar[bool] = False
-    is_signed: ClassVar[bool] = False
-
-    def accumulate(self, state: Array, weight: Array, gradient: Array) -> Array:
-        """The state after a step, from the weights and gradients of the step."""
-        raise NotImplementedError
-
-    def scores(self, leaf: ScoredLeaf) -> Array:
-        """A floating array of the leaf's shape."""
-        raise NotImplementedError
+from gradprune_jax._scores.base import Array, Score, ScoredLeaf, score_dtype
+from gradprune_jax._scores.random_numbers import uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,89 +163,6 @@ class Movement(Score):
     def scores(self, leaf: ScoredLeaf) -> Array:
         """The sum of all steps."""
         return leaf.state
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnScore(Score):
-    """Ranks weights by what a user's function makes of them.
-
-    Attributes:
-      fn: from the parameter and its gradient to an array of their shape.
-    """
-
-    fn: Callable[[Array, Array], Array]
-    is_signed: ClassVar[bool] = True
-
-    def scores(self, leaf: ScoredLeaf) -> Array:
-        """What the function returns, refused if it fits no ranking."""
-        found = self.fn(leaf.weight, leaf.gradient)
-        is_array = hasattr(found, "dtype") and hasattr(found, "shape")
-        if (
-            not is_array
-            or found.shape != leaf.weight.shape
-            or not jnp.issubdtype(found.dtype, jnp.floating)
-        ):
-            what = f"{found.dtype}{list(found.shape)}" if is_array else repr(found)
-            raise ValueError(
-                f"the score of {leaf.name!r} is {what}; the function must return a "
-                f"floating array of the parameter's shape, {list(leaf.weight.shape)}."
-            )
-        found = jnp.asarray(found)
-        return found if jnp.finfo(found.dtype).bits > 8 else found.astype(jnp.bfloat16)
-
-
-AnyScore = Score | Callable[[Array, Array], Array]
-
-
-def as_score(score: Any) -> Score | None:
-    """The score that a user wrote; None for the magnitude.
-
-    Args:
-      score: a score, a callable, or None.
-
-    Returns:
-      A score; None for `Magnitude()`, so that both are one compiled program.
-
-    Raises:
-      ValueError: if it is neither.
-    """
-    if score is None or isinstance(score, Magnitude):
-        return None
-    if isinstance(score, Score):
-        return score
-    if isinstance(score, type) or not callable(score):
-        raise ValueError(
-            f"score is {score!r}; it must be Magnitude(), Random(seed), Saliency(), "
-            "Fisher(decay), Movement(), or a callable (param, gradient) -> array."
-        )
-    return OwnScore(score)
-
-
-def score_dtype(*dtypes: Any) -> Any:
-    """The dtype in which scores of such arrays are computed: float32 or wider."""
-    wide = [dtype for dtype in dtypes if jnp.finfo(dtype).bits > 8]  # others fit in
-    with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, wide, jnp.dtype(jnp.float32))
-
-
-def uniform(seed: int, name: str, index: Array, turn: Array) -> Array:
-    """A random number in [0, 1) for every weight, the same on every layout.
-
-    Args:
-      seed: an integer of 32 bits.
-      name: the path of the leaf, so that leaves of one shape differ.
-      index: the flat index of every weight in its whole leaf, uint32.
-      turn: uint32 scalar, which turn it is: each has other numbers.
-
-    Returns:
-      float32 of the shape of `index`, multiples of 2^-24: Threefry (Salmon et al.,
-      2011) of the turn and the index.
-    """
-    words = (jnp.uint32(seed), jnp.uint32(zlib.crc32(name.encode())), turn)
-    # Of the index, so that the words are laid out over devices as it is.
-    spread = [(index & 0) | word for word in words]
-    one, other = threefry2x32_p.bind(*spread, index)
-    return ((one ^ other) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
 def _product(one: Array, other: Array) -> Array:
