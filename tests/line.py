@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import gradprune_jax as gp
-from benchmarks.paper.task import Configuration, Metric, Study, window
+from benchmarks.paper.study import Metric, Study
+from benchmarks.paper.task import Configuration, window
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("orbax.checkpoint")
 
 from benchmarks.paper import overview, tables, throughput, tradeoff
-from benchmarks.paper.task import Baseline, Metric, Remark
+from benchmarks.paper.study import Baseline, Metric, Remark
 from tests.line import LINE
 
 

@@ -1,4 +1,4 @@
-"""Scores: weights ranked by what a user chooses, exactly, on every mesh alike."""
+"""Scores: weights ranked by what a user chooses, exactly."""
 
 import functools
 
@@ -9,55 +9,15 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
 from gradprune_jax._top_k.keys import largest_ranking_key, score_keys
 from tests import oracle
-
-SCHEDULE = gp.polynomial_schedule(0.75, begin_step=1, end_step=5, every=2)
-SHAPES = {"first": {"kernel": (8, 16)}, "second": {"kernel": (16, 24)}}
-
-
-def make_tree(seed, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda shape: (np.round(rng.normal(size=shape) * 8) / 8).astype(dtype),
-        SHAPES,
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+from tests.scoring import SCHEDULE, make_tree, numpy_scores, top_k
 
 
 def own_score(param, gradient):
     return param - 2 * gradient
-
-
-def numpy_scores(score, weights, gradients, state):
-    """The new state and the scores, by NumPy in float32."""
-    weights, gradients = (each.astype(np.float32) for each in (weights, gradients))
-    match score:
-        case gp.Saliency():
-            return state, np.abs(weights * gradients)
-        case gp.Fisher():
-            decay, rest = np.float32(score.decay), np.float32(1 - score.decay)
-            state = decay * state + rest * (gradients * gradients)
-            return state, weights * weights * state
-        case gp.Movement():
-            state = state - weights * gradients
-            return state, state
-        case _:
-            return state, weights - 2 * gradients
-
-
-def top_k(scores, mask, kept):
-    """The live ones among the first of a stable descending sort, NaN first."""
-    flat, live = scores.astype(np.float64).ravel(), mask.ravel()
-    nan = np.isnan(flat)
-    order = np.lexsort((-np.where(nan, 0, flat), ~nan, ~live))
-    chosen = np.zeros(flat.size, bool)
-    chosen[order[:kept]] = True
-    return (chosen & live).reshape(mask.shape)
 
 
 @pytest.mark.parametrize(
@@ -127,167 +87,6 @@ def test_keys_sort_as_scores_do(numbers, dtype):
     assert not np.asarray(score_keys(jnp.asarray(scores), ~live, dtype)).any()
 
 
-STRUCTURES = {
-    "weights": {},
-    "global": dict(allocation="global", min_density=0.1),
-    "erk": dict(allocation="erk"),
-    "stacked": dict(stack_axis=0),
-    "channel floors": dict(min_per_channel=2),
-    "largest of blocks": dict(structure=gp.Block((2, 3), pool="max")),
-    "mean of blocks": dict(structure=gp.Block((2, 4))),
-    "channels": dict(structure=gp.Channel()),
-}
-
-
-@pytest.mark.parametrize("name", STRUCTURES)
-@pytest.mark.parametrize("shift", [0.0, 100.0])
-def test_signed_scores_rank_in_every_structure(name, shift):
-    """Scores that are all above zero rank as magnitudes do; the order has no origin."""
-    fields = STRUCTURES[name]
-    weights = make_tree(3)
-    gradients = jax.tree.map(lambda leaf: np.abs(leaf) + 1, make_tree(4))
-    plain = jax.tree.map(lambda leaf: leaf + np.float32(shift), gradients)
-    _, expected = gp.prune(plain, 0.5, **fields)
-    _, found = gp.prune(
-        weights,
-        0.5,
-        score=lambda param, gradient: gradient + (shift - 64),
-        gradients=gradients,
-        **fields,
-    )
-    # Numbers of few bits: their means are exact, and a shift changes no order.
-    if "mean" in name or name == "channels":
-        plain = jax.tree.map(lambda leaf: leaf + np.float32(64), gradients)
-        _, expected = gp.prune(plain, 0.5, **fields)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-@pytest.mark.parametrize("pool", ["mean", "max"])
-def test_a_block_of_signed_scores_has_their_mean(pool):
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(12, 20)).astype(np.float32)
-    scores[0, 0], scores[4, 5], scores[8, 8] = np.inf, -np.inf, np.nan
-    blocks = scores.reshape(6, 2, 5, 4).astype(np.float64)
-    units = getattr(blocks, pool)((1, 3))
-    if pool == "max":
-        units[4, 2] = np.nan
-    kept = top_k(units, np.ones(units.shape, bool), 10)
-    _, masks = gp.prune(
-        {"kernel": np.ones((12, 20), np.float32)},
-        2 / 3,
-        structure=gp.Block((2, 4), pool=pool),
-        score=lambda param, gradient: gradient,
-        gradients={"kernel": scores},
-    )
-    np.testing.assert_array_equal(
-        masks["kernel"], np.repeat(np.repeat(kept, 2, 0), 4, 1)
-    )
-
-
-def test_groups_of_four_rank_by_a_score():
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(16, 6)).astype(np.float32)
-    _, masks = gp.prune(
-        {"kernel": np.ones((16, 6), np.float32)},
-        0.5,
-        structure=gp.NM(2, 4),
-        score=lambda param, gradient: gradient,
-        gradients={"kernel": scores},
-    )
-    order = np.argsort(-scores.reshape(4, 4, 6), axis=1)
-    expected = np.argsort(order, axis=1) < 2
-    np.testing.assert_array_equal(masks["kernel"], expected.reshape(16, 6))
-
-
-def test_coupled_channels_rank_by_a_score():
-    params = {
-        "up": {"kernel": np.ones((4, 6), np.float32), "bias": np.ones(6, np.float32)},
-        "down": {"kernel": np.ones((6, 3), np.float32)},
-    }
-
-    def network(params, inputs):
-        hidden = inputs @ params["up"]["kernel"] + params["up"]["bias"]
-        return jax.nn.relu(hidden) @ params["down"]["kernel"]
-
-    groups = gp.channel_groups(network, params, np.ones((2, 4), np.float32))
-    rng = np.random.default_rng(0)
-    gradients = jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params
-    )
-    up, down = gradients["up"]["kernel"], gradients["down"]["kernel"]
-    means = np.concatenate((up, down.T)).astype(np.float64).mean(0)
-    kept = top_k(means, np.ones(6, bool), 3)
-    _, masks = gp.prune(
-        params,
-        0.5,
-        structure=gp.CoupledChannels(groups),
-        score=lambda param, gradient: gradient,
-        gradients=gradients,
-    )
-    np.testing.assert_array_equal(masks["up"]["bias"], kept)
-    np.testing.assert_array_equal(masks["down"]["kernel"].all(1), kept)
-
-
-def run_on_a_mesh(score, place, wrap=lambda fn: fn, specs=None):
-    """Masks and scores after a run; the weights and gradients are the same on any."""
-    tx = gp.with_gradual_prune(
-        optax.sgd(0.1), SCHEDULE, score=score, partition_specs=specs
-    )
-    params = place(make_tree(0))
-    state = jax.jit(wrap(tx.init))(params)
-    step = jax.jit(wrap(tx.update))
-    rng = np.random.default_rng(5)
-    for _ in range(6):
-        gradients, params = (
-            jax.tree.map(lambda s: rng.normal(size=s.shape).astype("float32"), params)
-            for _ in range(2)
-        )
-        _, state = jax.block_until_ready(step(place(gradients), state, place(params)))
-    return jax.tree.map(np.asarray, (state.prune_state.masks, state[2:])), state
-
-
-@pytest.mark.parametrize(
-    "score", [gp.Random(3), gp.Saliency(), gp.Fisher(0.7), gp.Movement()], ids=str
-)
-@pytest.mark.parametrize("layout", ["auto", "explicit", "shard_map"])
-def test_masks_and_scores_are_the_same_on_every_mesh(score, layout):
-    alone, _ = run_on_a_mesh(score, lambda tree: tree)
-    kind = AxisType.Explicit if layout == "explicit" else AxisType.Auto
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
-    specs = {"first": {"kernel": P("x", None)}, "second": {"kernel": P("y", "x")}}
-
-    def place(tree):
-        return jax.tree.map(
-            lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)),
-            tree,
-            specs,
-        )
-
-    if layout != "shard_map":
-        found, state = run_on_a_mesh(score, place)
-        if found[1]:
-            kernel = state.scores["second"]["kernel"]
-            assert kernel.sharding.is_equivalent_to(
-                NamedSharding(mesh, P("y", "x")), kernel.ndim
-            )
-    else:
-        prune_state = gp.GradualPruneState(P(), specs)
-        inner = optax.sgd(0.1).init(make_tree(0))
-        inner = jax.tree.map(lambda _: P(), inner)
-        state_specs = gp.WithGradualPruneState(inner, prune_state)
-        if isinstance(score, gp.Fisher | gp.Movement):
-            state_specs = gp.ScoredPruneState(inner, prune_state, specs)
-
-        def wrap(fn):
-            is_init = fn.__name__ == "init_fn"
-            in_specs = (specs,) if is_init else (specs, state_specs, specs)
-            out_specs = state_specs if is_init else (specs, state_specs)
-            return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-
-        found, _ = run_on_a_mesh(score, place, wrap, specs)
-    jax.tree.map(np.testing.assert_array_equal, found, alone)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
 def test_weights_and_scores_of_eight_bits(dtype):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), make_tree(0))
@@ -303,28 +102,6 @@ def test_weights_and_scores_of_eight_bits(dtype):
             scores = -gradient
         expected = top_k(scores, np.ones(scores.shape, bool), scores.size // 2)
         np.testing.assert_array_equal(masks["first"]["kernel"], expected)
-
-
-@pytest.mark.parametrize("structure", [None, gp.NM(2, 4), gp.Block((4, 4))], ids=str)
-def test_a_score_may_be_laid_out_unlike_its_weight(structure):
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
-    weights = make_tree(0)["second"]["kernel"]
-    scores = make_tree(1)["second"]["kernel"]
-    placed = jax.device_put(weights, NamedSharding(mesh, P("x", "y")))
-    replicated = jax.device_put(scores, NamedSharding(mesh, P()))
-    schedule = gp.one_shot_schedule(0.5, 0)
-
-    def masks(params, own):
-        tx = gp.with_gradual_prune(
-            optax.sgd(0.1), schedule, structure=structure, score=lambda p, g: own
-        )
-        state = tx.init(params)
-        _, state = jax.jit(tx.update)(params, state, params)
-        return np.asarray(gp.get_masks(state)["kernel"])
-
-    np.testing.assert_array_equal(
-        masks({"kernel": placed}, replicated), masks({"kernel": weights}, scores)
-    )
 
 
 def test_random_masks_are_uniform_and_nested():

@@ -1,100 +1,20 @@
-"""Sparse training: whole runs against NumPy, on one device and on eight."""
-
-import functools
+"""Sparse training: whole runs against NumPy, and what else optax does with them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
-from gradprune_jax._scores import uniform
-from tests import oracle
-
-SHAPES = {"first": (8, 16), "second": (16, 24)}
-WINDOW = dict(begin_step=0, end_step=9, every=3, drop_fraction=0.5)
-STEPS = 11
-
-
-def make_tree(seed, dtype=np.float32):
-    """Numbers of few bits, with many ties, and a leaf that stays dense."""
-    rng = np.random.default_rng(seed)
-    tree = {
-        name: {"kernel": (rng.integers(-16, 17, size=shape) / 8).astype(dtype)}
-        for name, shape in SHAPES.items()
-    }
-    return tree | {"bias": np.ones(4, dtype)}
-
-
-def drop_fraction(step):
-    turned = np.cos(np.pi * (step - WINDOW["begin_step"]) / WINDOW["end_step"])
-    return np.float32(WINDOW["drop_fraction"] / 2 * (1 + turned))
-
-
-def moved_masks(mask, weights, scores, step):
-    """The masks after an update: drop the smallest, grow the highest."""
-    live = int(mask.sum())
-    exact = oracle.Fraction(float(drop_fraction(step))) * live
-    moved = round(exact)
-    kept = oracle.top_k(np.where(mask, np.abs(weights), oracle.PRUNED), live - moved)
-    grown = oracle.top_k(np.where(kept, oracle.PRUNED, scores), moved)
-    return kept | grown
-
-
-def numpy_run(grow, masks, dtype):
-    """Weights, masks and momentum after every step, by NumPy."""
-    params = make_tree(0, dtype)
-    trace = jax.tree.map(np.zeros_like, params)
-    masks = dict(masks)
-    for step in range(STEPS):
-        gradients = make_tree(step + 1, dtype)
-        for name in SHAPES:
-            old = masks[name]
-            weights = params[name]["kernel"].copy()
-            gradient = gradients[name]["kernel"]
-            masked = np.where(old, gradient, 0).astype(dtype)
-            trace[name]["kernel"] = (
-                masked + trace[name]["kernel"] * np.asarray(0.5, dtype)
-            ).astype(dtype)
-            if grow and step < WINDOW["end_step"] and step % WINDOW["every"] == 0:
-                scores = np.abs(gradient.astype(np.float64))
-                if grow == "random":
-                    index = jnp.arange(gradient.size, dtype=jnp.uint32)
-                    drawn = uniform(7, f"{name}/kernel", index, jnp.uint32(step + 1))
-                    scores = np.asarray(drawn).reshape(gradient.shape)
-                masks[name] = moved_masks(old, weights, scores, step)
-            stays = old & masks[name]
-            changed = old ^ masks[name]
-            step_size = np.asarray(-0.125, dtype) * trace[name]["kernel"]
-            trace[name]["kernel"][changed] = 0
-            params[name]["kernel"] = np.where(
-                stays, (weights + step_size).astype(dtype), 0
-            ).astype(dtype)
-        yield params, masks, trace
-
-
-def make_transformation(grow, **fields):
-    return gp.with_sparse_training(
-        optax.sgd(0.125, momentum=0.5), 0.75, grow=grow, seed=7, **WINDOW, **fields
-    )
-
-
-def compare(state, params, expected):
-    """The masks, the weights and the momentum, bit for bit."""
-    weights, masks, trace = expected
-    found = gp.get_masks(state)
-    for name in SHAPES:
-        own = np.asarray(params[name]["kernel"])
-        np.testing.assert_array_equal(np.asarray(found[name]["kernel"]), masks[name])
-        np.testing.assert_array_equal(own, weights[name]["kernel"])
-        assert not np.signbit(own[~masks[name]].astype(np.float32)).any()
-        np.testing.assert_array_equal(
-            np.asarray(state.inner_state[0].trace[name]["kernel"]),
-            trace[name]["kernel"],
-        )
+from tests.regrowing import (
+    SHAPES,
+    WINDOW,
+    compare,
+    make_transformation,
+    make_tree,
+    numpy_run,
+)
 
 
 @pytest.mark.parametrize("grow", ["gradient", "random", None])
@@ -119,86 +39,6 @@ def test_a_run_is_that_of_numpy(grow, dtype):
         moved.append(float(gp.metrics(state)["moved"]))
     assert all(fraction > 0 for fraction in moved) if grow else not any(moved)
     assert len(set(moved)) == (3 if grow else 1)
-
-
-def placed_on(mesh, specs):
-    return functools.partial(
-        jax.tree.map,
-        lambda spec, leaf: jax.device_put(leaf, NamedSharding(mesh, spec)),
-        specs,
-        is_leaf=lambda node: isinstance(node, P),
-    )
-
-
-@pytest.mark.parametrize("grow", ["gradient", "random"])
-@pytest.mark.parametrize("layout", ["auto", "explicit", "shard_map"])
-def test_a_run_on_eight_devices_is_that_on_one(grow, layout):
-    kind = AxisType.Explicit if layout == "explicit" else AxisType.Auto
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
-    specs = {
-        "first": {"kernel": P("x", None)},
-        "second": {"kernel": P("y", "x")},
-        "bias": P(),
-    }
-    place = placed_on(mesh, specs)
-    tx = make_transformation(
-        grow, partition_specs=specs if layout == "shard_map" else None
-    )
-    params = place(make_tree(0))
-    init, update = tx.init, tx.update
-    if layout == "shard_map":
-        trace = (optax.TraceState(specs), optax.EmptyState())
-        masks = specs | {"bias": optax.MaskedNode()}
-        prune_state = gp.GradualPruneState(P(), masks)
-        state_specs = gp.SparseTrainingState(trace, prune_state, P())
-        init = jax.shard_map(init, mesh=mesh, in_specs=(specs,), out_specs=state_specs)
-        update = jax.shard_map(
-            update,
-            mesh=mesh,
-            in_specs=(specs, state_specs, specs),
-            out_specs=(specs, state_specs),
-        )
-    state = jax.jit(init)(params)
-    alone = make_transformation(grow).init(make_tree(0))
-    first = {
-        name: np.asarray(alone.prune_state.masks[name]["kernel"]) for name in SHAPES
-    }
-    for name in SHAPES:
-        mask = state.prune_state.masks[name]["kernel"]
-        np.testing.assert_array_equal(np.asarray(mask), first[name])
-        wanted = NamedSharding(mesh, specs[name]["kernel"])
-        assert mask.sharding.is_equivalent_to(wanted, mask.ndim)
-    step = jax.jit(update)
-    for count, expected in enumerate(numpy_run(grow, first, np.float32)):
-        gradients = place(make_tree(count + 1))
-        updates, state = jax.block_until_ready(step(gradients, state, params))
-        params = place(jax.tree.map(np.asarray, optax.apply_updates(params, updates)))
-        compare(state, params, expected)
-
-
-def test_a_replicated_run_stays_in_step_over_devices():
-    """In pmap gradients are averaged first; then all devices have the same masks."""
-    tx = make_transformation("gradient")
-    params = make_tree(0)
-    state = tx.init(params)
-
-    @functools.partial(jax.pmap, axis_name="batch")
-    def step(state, params, gradients):
-        gradients = jax.lax.pmean(gradients, "batch")
-        updates, state = tx.update(gradients, state, params)
-        return state, optax.apply_updates(params, updates)
-
-    def replicated(tree):
-        return jax.tree.map(lambda leaf: np.stack([leaf] * 8), tree)
-
-    state, params = replicated((state, params))
-    for count in range(5):
-        shards = [make_tree(100 + 8 * count + device) for device in range(8)]
-        gradients = jax.tree.map(lambda *leaves: np.stack(leaves), *shards)
-        state, params = jax.block_until_ready(step(state, params, gradients))
-        for leaf in jax.tree.leaves((state, params)):
-            leaf = np.asarray(leaf)
-            assert (leaf == leaf[:1]).all()
 
 
 @pytest.mark.parametrize("allocation", ["erk", "uniform"])

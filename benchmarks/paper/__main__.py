@@ -10,7 +10,7 @@ try:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from benchmarks import stored
+    from benchmarks import options, stored
     from benchmarks.paper import figure, runs, tables, tradeoff
     from benchmarks.paper.studies import STUDIES
     from benchmarks.paper.task import ScaleName
@@ -37,26 +37,12 @@ _PUBLISHED = pathlib.Path(__file__).parent / "results"
     type=click.Choice(["laptop", "paper"]),
     help="The sizes: for two cores (the default), or the paper's, for an accelerator.",
 )
-@click.option("--quick", is_flag=True, help="Tiny sizes, to try it out in a minute.")
-@click.option(
-    "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path),
-    help="The folder of the data, in place of what is bundled: IDX files, sotu.tsv.gz "
-    "or ptb.*.txt, cmudict.dict.gz, web_rv1909.tsv.gz.",
+@options.quick
+@options.data_dir(
+    "IDX files, sotu.tsv.gz or ptb.*.txt, cmudict.dict.gz, web_rv1909.tsv.gz"
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=pathlib.Path),
-    default="paper-results",
-    show_default=True,
-    help="The folder for records, checkpoints, table and picture.",
-)
-@click.option(
-    "--publish",
-    is_flag=True,
-    help="Go on with the records of this repository, and put the table into "
-    "benchmarks/README.md.",
-)
+@options.out("paper-results")
+@options.publish
 def main(
     name: str,
     task: str | None,
@@ -91,10 +77,10 @@ def main(
     if any(row.is_sparse != rows[0].is_sparse for row in rows):
         picture = f"{study.name}.png"
         figure.draw(study, rows).savefig(folder / picture, dpi=150)
-    options = (f" --task {task}" if task else "") + (" --quick" if quick else "")
-    options += (f" --scale {scale}" if scale else "") + (" --publish" * publish)
-    options += " --data-dir ..." if data_dir else ""
-    command = f"python -m benchmarks.paper {name}{options}"
+    given = (f" --task {task}" if task else "") + (" --quick" if quick else "")
+    given += (f" --scale {scale}" if scale else "") + (" --publish" * publish)
+    given += " --data-dir ..." if data_dir else ""
+    command = f"python -m benchmarks.paper {name}{given}"
     text = tables.markdown(study, records, command, picture)
     stored.replace(folder / f"{study.name}.md", text + "\n")
     if publish:

@@ -7,7 +7,8 @@ import pathlib
 
 import gradprune_jax as gp
 from benchmarks.paper.image_studies import ACCURACY, plain_task, source
-from benchmarks.paper.task import Configuration, Remark, ScaleName, Study
+from benchmarks.paper.study import Remark, Study
+from benchmarks.paper.task import Configuration, ScaleName
 
 _GRADUAL = Remark(
     "The paper prunes gradually, so that the network can recover in between", "worse"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.paper import tradeoff
-from benchmarks.paper.task import Study
+from benchmarks.paper.study import Study
 from benchmarks.paper.tradeoff import Row
 from gradprune_jax import report
 

@@ -16,7 +16,8 @@ from benchmarks.paper.images import (
     Perceptron,
     PlainNetwork,
 )
-from benchmarks.paper.task import Metric, ScaleName, Study, dense, sparse
+from benchmarks.paper.study import Metric, Study
+from benchmarks.paper.task import ScaleName, dense, sparse
 from gradprune_jax.demo import data
 
 # 20 million parameters: the InceptionV3 of the paper has 27 million.
@@ -28,19 +29,21 @@ _DEEP: Layers = (
 ACCURACY = Metric("accuracy", "test accuracy", "%", lower_is_better=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """The sizes of a study: how long, how wide, how sparse, how often."""
+
+    steps: int
+    batch_size: int
+    widths: tuple[float, ...]
+    sparsities: tuple[float, ...]
+    seeds: int
+
+
 def mlp(scale: ScaleName, folder: pathlib.Path | None) -> Study:
     """LeNet-300-100, the network that most papers on pruning begin with."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Scale:
-        steps: int
-        batch_size: int
-        widths: tuple[float, ...]
-        sparsities: tuple[float, ...]
-        seeds: int
-
-    small = Scale(12, 16, (0.1, 0.05), (0.75,), 1)
-    whole = Scale(
+    small = _Scale(12, 16, (0.1, 0.05), (0.75,), 1)
+    whole = _Scale(
         28_125, 64, (1.0, 0.3, 0.1, 0.05, 0.025), (0.75, 0.8, 0.9, 0.95, 0.98), 3
     )
     chosen = small if scale == "quick" else whole
@@ -63,20 +66,11 @@ def mlp(scale: ScaleName, folder: pathlib.Path | None) -> Study:
 
 def cnn(scale: ScaleName, folder: pathlib.Path | None) -> Study:
     """Plain convolutions: the counterpart of the paper's InceptionV3."""
-
-    @dataclasses.dataclass(frozen=True)
-    class Scale:
-        steps: int
-        batch_size: int
-        widths: tuple[float, ...]
-        sparsities: tuple[float, ...]
-        seeds: int
-
     widths, sparsities = (1.0, 0.5, 0.35, 0.2), (0.5, 0.75, 0.875, 0.9, 0.95)
     chosen = {
-        "quick": Scale(12, 16, (0.2, 0.1), (0.9,), 1),
-        "laptop": Scale(11_250, 64, widths, sparsities, 3),
-        "paper": Scale(60_000, 128, widths, sparsities, 3),
+        "quick": _Scale(12, 16, (0.2, 0.1), (0.9,), 1),
+        "laptop": _Scale(11_250, 64, widths, sparsities, 3),
+        "paper": _Scale(60_000, 128, widths, sparsities, 3),
     }[scale]
     images = _images(scale, folder)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from benchmarks import stored
 from benchmarks.paper import tradeoff
 from benchmarks.paper.studies import STUDIES
-from benchmarks.paper.task import SMALL_DENSE, Metric, Study
+from benchmarks.paper.study import Metric, Study
+from benchmarks.paper.task import SMALL_DENSE
 from benchmarks.paper.tradeoff import Row
 
 if TYPE_CHECKING:

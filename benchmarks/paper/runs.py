@@ -21,7 +21,8 @@ from rich.progress import (
 
 from benchmarks import stored
 from benchmarks.paper import training
-from benchmarks.paper.task import Configuration, Study
+from benchmarks.paper.study import Study
+from benchmarks.paper.task import Configuration
 from gradprune_jax.demo.data import DataError
 
 _REPOSITORY = pathlib.Path(__file__).parents[2]

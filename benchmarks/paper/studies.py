@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from benchmarks.paper.ablations import ablations
 from benchmarks.paper.image_studies import cnn, mlp, mobilenet
-from benchmarks.paper.task import ScaleName, Study
+from benchmarks.paper.study import Study
+from benchmarks.paper.task import ScaleName
 from benchmarks.paper.text_studies import lstm, seq2seq, translation
 
 # From a scale, and the folder of the data if it is not the bundled one.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.paper import tradeoff
-from benchmarks.paper.task import SMALL_DENSE, Metric, Study
+from benchmarks.paper.study import Metric, Study
+from benchmarks.paper.task import SMALL_DENSE
 from benchmarks.paper.tradeoff import Row
 
 

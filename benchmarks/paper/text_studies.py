@@ -9,15 +9,8 @@ from typing import Any
 from benchmarks.paper import corpora, ngrams, pairs
 from benchmarks.paper.language import LanguageModel, LanguageTask
 from benchmarks.paper.sequences import SequenceTask, Translator
-from benchmarks.paper.task import (
-    Baseline,
-    Metric,
-    ScaleName,
-    Study,
-    checksum,
-    dense,
-    sparse,
-)
+from benchmarks.paper.study import Baseline, Metric, Study
+from benchmarks.paper.task import ScaleName, checksum, dense, sparse
 
 TEST_PERPLEXITY = Metric("test_perplexity", "test perplexity", "", lower_is_better=True)
 VALID_PERPLEXITY = Metric(

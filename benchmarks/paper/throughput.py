@@ -19,7 +19,7 @@ from jax.extend import core
 from benchmarks import stored
 from benchmarks.paper import training
 from benchmarks.paper.studies import STUDIES
-from benchmarks.paper.task import Study
+from benchmarks.paper.study import Study
 from benchmarks.speed.timing import milliseconds
 
 _STUDIES = ("mlp", "cnn", "mobilenet", "lstm", "seq2seq")

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.paper.task import SMALL_DENSE, Metric, Study
+from benchmarks.paper.study import Metric, Study
+from benchmarks.paper.task import SMALL_DENSE
 
 _FEWER = 10  # times fewer non-zeros, for which the paper's abstract states the loss
 

@@ -9,7 +9,7 @@ try:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from benchmarks import stored
+    from benchmarks import options, stored
     from benchmarks.paper import runs, tradeoff
     from benchmarks.paper.tables import provenance
     from benchmarks.sparse_training import cost, tables
@@ -23,25 +23,10 @@ _STUDIES = {"perceptron": perceptron, "resnet": resnet}
 
 @click.command()
 @click.argument("name", metavar="WHAT", type=click.Choice([*_STUDIES, "cost"]))
-@click.option("--quick", is_flag=True, help="Tiny sizes, to try it out in a minute.")
-@click.option(
-    "--data-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path),
-    help="A folder of IDX files, in place of the bundled images.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=pathlib.Path),
-    default="sparse-training-results",
-    show_default=True,
-    help="The folder for records, checkpoints and tables.",
-)
-@click.option(
-    "--publish",
-    is_flag=True,
-    help="Go on with the records of this repository, and put the table into "
-    "benchmarks/README.md.",
-)
+@options.quick
+@options.data_dir("IDX files")
+@options.out("sparse-training-results")
+@options.publish
 def main(
     name: str,
     quick: bool,

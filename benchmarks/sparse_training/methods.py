@@ -11,7 +11,8 @@ import optax
 import gradprune_jax as gp
 from benchmarks.paper.image_studies import ACCURACY, source
 from benchmarks.paper.images import ImageTask, Perceptron
-from benchmarks.paper.task import Configuration, Study, dense, described, window
+from benchmarks.paper.study import Study
+from benchmarks.paper.task import Configuration, dense, described, window
 from benchmarks.shrink.networks import ResNet
 from gradprune_jax.demo import data
 

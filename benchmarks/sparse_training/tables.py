@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from benchmarks.paper import tradeoff
-from benchmarks.paper.task import SMALL_DENSE, Study
+from benchmarks.paper.study import Study
+from benchmarks.paper.task import SMALL_DENSE
 from benchmarks.paper.tradeoff import Row
 from benchmarks.sparse_training.methods import METHODS
 
