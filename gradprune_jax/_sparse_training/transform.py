@@ -159,7 +159,7 @@ def with_sparse_training(
             params,
             **of_masked_loss(extra_args, gradients.zero_pruned),
         )
-        tree = pair_leaves(updates, masks, params, [rule], partition_specs)
+        tree = gradients.with_updates(updates)
         count, moved = optax.safe_increment(step), state.moved
         if regrowth is not None and any(leaf.is_pruned for leaf in tree.leaves):
             gradients, moved = _with_new_masks(regrowth, step, gradients, tree, moved)

@@ -140,12 +140,15 @@ class UpdateTree(NamedTuple):
         """The masks, as a state holds them."""
         return self.treedef.unflatten([leaf.mask for leaf in self.leaves])
 
-    def scored_as(self, gradients: UpdateTree) -> UpdateTree:
-        """The leaves with what scores read of the same leaves' gradients."""
+    def with_updates(self, updates: Any) -> UpdateTree:
+        """The same leaves with what an optimizer has made of their gradients."""
+        own = flatten(self.treedef, updates, _UPDATES)
         leaves = [
-            leaf._replace(gradient=own.gradient, score_state=own.score_state)
-            for leaf, own in zip(self.leaves, gradients.leaves, strict=True)
+            leaf._replace(update=update)
+            for leaf, update in zip(self.leaves, own, strict=True)
         ]
+        for leaf in leaves:
+            leaf.check()
         return self._replace(leaves=leaves)
 
     def zero_pruned(self, tree: Any) -> Any:

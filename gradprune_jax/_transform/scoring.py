@@ -18,11 +18,6 @@ from gradprune_jax._transform.leaves import LeafUpdate, UpdateTree, flatten
 from gradprune_jax._transform.partition_specs import shards
 
 
-def needs_gradients(rules: Sequence[Rule]) -> bool:
-    """Whether the score of any rule reads gradients."""
-    return any(rule.score is not None and rule.score.needs_gradients for rule in rules)
-
-
 def accumulates(rules: Sequence[Rule]) -> bool:
     """Whether the score of any rule carries numbers from step to step."""
     return any(rule.score is not None and rule.score.accumulates for rule in rules)

@@ -124,9 +124,8 @@ def with_gradual_prune(
             params,
             **of_masked_loss(extra_args, gradients.zero_pruned),
         )
-        tree = pair_leaves(updates, masks, params, rules, partition_specs)
         scored = with_scores(rules, gradients, state.scores if has_scores else None)
-        updates, prune_state = prune_step(rules, tree.scored_as(scored), step)
+        updates, prune_state = prune_step(rules, scored.with_updates(updates), step)
         inner_state = forget_losses(inner_state, lambda: change_masks(rules, step))
         if not has_scores:
             return updates, WithGradualPruneState(inner_state, prune_state)
