@@ -4,6 +4,11 @@ schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
 tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
 """
 
+from gradprune_jax._calibration import CalibratedMethod as CalibratedMethod
+from gradprune_jax._calibration import SparseGPT as SparseGPT
+from gradprune_jax._calibration import Wanda as Wanda
+from gradprune_jax._calibration import input_norms as input_norms
+from gradprune_jax._calibration import prune_calibrated as prune_calibrated
 from gradprune_jax._inspection import check_pruned as check_pruned
 from gradprune_jax._inspection import dead_channels as dead_channels
 from gradprune_jax._inspection import metrics as metrics

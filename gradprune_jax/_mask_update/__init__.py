@@ -15,6 +15,8 @@ from gradprune_jax._mask_update.allocation import LARGEST_LEAF as LARGEST_LEAF
 from gradprune_jax._mask_update.allocation import kept_in_the_end as kept_in_the_end
 from gradprune_jax._mask_update.leaf import PrunedLeaf as PrunedLeaf
 from gradprune_jax._mask_update.nm import group_kept as group_kept
+from gradprune_jax._mask_update.nm import largest_in_groups as largest_in_groups
+from gradprune_jax._mask_update.rounding import kept_count as kept_count
 from gradprune_jax._mask_update.rounding import rounded_product as rounded_product
 from gradprune_jax._mask_update.slices import Slice as Slice
 from gradprune_jax._mask_update.slices import slices_of_groups as slices_of_groups

@@ -33,7 +33,7 @@ def select_in_groups(
     final = jnp.asarray(schedule.final_sparsity, jnp.float32)
     kept = group_kept(pattern, schedule.sparsity(step), final)
     return [
-        _largest_of_groups(
+        largest_in_groups(
             weight_keys(
                 leaf.numbers,
                 leaf.mask,
@@ -82,7 +82,7 @@ def group_kept(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _largest_of_groups(
+def largest_in_groups(
     keys: jax.Array, axis: int, of: int, kept: jax.Array
 ) -> jax.Array:
     """Marks the `kept` largest keys of every group, of equal ones the first.

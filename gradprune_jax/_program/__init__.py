@@ -29,5 +29,8 @@ from gradprune_jax._program.rules import bind as bind
 from gradprune_jax._program.shrink import channel_groups as channel_groups
 from gradprune_jax._program.shrink import shrink as shrink
 from gradprune_jax._program.shrunk import Shrunk as Shrunk
+from gradprune_jax._program.tracing import Program as Program
 from gradprune_jax._program.tracing import Step as Step
+from gradprune_jax._program.tracing import Trace as Trace
+from gradprune_jax._program.tracing import trace as trace
 from gradprune_jax._program.zeros import Zeros as Zeros

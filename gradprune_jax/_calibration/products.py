@@ -1,0 +1,186 @@
+r"""Products: the inputs that meet a weight, one row a sample.
+
+A dense layer, an attention projection, an expert and a convolution all compute
+
+$$
+y_{g, n, o} = \sum_i x_{g, n, i} w_{g, o, i}
+$$
+
+for groups g (experts, groups of a convolution), samples n, outputs o and inputs i. The
+inputs of a convolution are the patches of its image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gradprune_jax._calibration.views import Axes, View
+from gradprune_jax._program import Step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product:
+    """A step that multiplies the numbers of one parameter by inputs.
+
+    Attributes:
+      step: the operation.
+      variable: the operand that is a view of the parameter.
+      inputs: the other operand.
+      view: the view.
+      groups: the dimensions of the parameter that are groups, outermost first.
+      outputs: those that are outputs.
+      features: those that are inputs, as they lie in the rows of `rows`.
+    """
+
+    step: Step
+    variable: int
+    inputs: int
+    view: View
+    groups: tuple[int, ...]
+    outputs: tuple[int, ...]
+    features: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The primitive, and where it stands in the user's code."""
+        return f"{self.step.primitive.name}, {self.step.source}"
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """The axes of the parameter along which inputs alone lie."""
+        owners = self.view.owners
+        others = {owners[own] for own in (*self.groups, *self.outputs)}
+        inputs = {owners[own] for own in self.features}
+        return tuple(sorted(inputs - others))
+
+    def axes(self, last: int | None = None) -> Axes:
+        """The axes of the weights as a method sees them: groups, outputs, inputs.
+
+        Args:
+          last: the axis of the parameter whose dimensions are to be neighbours, last
+            among the inputs; by default inputs are in the parameter's own order.
+        """
+        owners = self.view.owners
+        inputs = sorted(self.features, key=lambda own: (owners[own] == last, own))
+        return (self.groups, tuple(sorted(self.outputs)), tuple(inputs))
+
+    def rows(self, inputs: jax.Array, axes: Axes) -> jax.Array:
+        """The inputs as rows: [groups, samples, inputs], with inputs as in `axes`."""
+        if self.step.primitive.name == "dot_general":
+            rows = self._rows_of_dot(inputs)
+        else:
+            rows = self._rows_of_convolution(inputs)
+        sizes = [self.view.sizes[own] for own in self.features]
+        split = rows.reshape(*rows.shape[:2], *sizes)
+        order = [2 + self.features.index(own) for own in axes[2]]
+        return split.transpose(0, 1, *order).reshape(rows.shape)
+
+    def _rows_of_dot(self, inputs: jax.Array) -> jax.Array:
+        """Batch axes are groups, contracted ones are inputs, the others samples."""
+        position = list(self.step.operands).index(self.inputs)
+        contracted, batch = self.step.params["dimension_numbers"]
+        own = (*batch[position], *contracted[position])
+        samples = [axis for axis in range(inputs.ndim) if axis not in own]
+        ordered = inputs.transpose(*batch[position], *samples, *contracted[position])
+        features = math.prod(inputs.shape[axis] for axis in contracted[position])
+        groups = math.prod(inputs.shape[axis] for axis in batch[position])
+        return ordered.reshape(groups, -1, features)
+
+    def _rows_of_convolution(self, image: jax.Array) -> jax.Array:
+        """Every place of the kernel is a sample, what it covers there are inputs."""
+        params = self.step.params
+        numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+        padding = [
+            (low, high, dilation - 1)
+            for (low, high), dilation in zip(
+                params["padding"], params["lhs_dilation"], strict=True
+            )
+        ]
+        image = image.transpose(numbers.lhs_spec)
+        zero = jnp.zeros((), image.dtype)
+        image = jax.lax.pad(image, zero, [(0, 0, 0), (0, 0, 0), *padding])
+        batch, channels, *extent = image.shape
+        kernel = [self.view.shape[axis] for axis in numbers.rhs_spec[2:]]
+        strides, dilations = params["window_strides"], params["rhs_dilation"]
+        places = [
+            (size - (length - 1) * dilation - 1) // stride + 1
+            for size, length, dilation, stride in zip(
+                extent, kernel, dilations, strides, strict=True
+            )
+        ]
+        pieces = []
+        for offsets in itertools.product(*map(range, kernel)):
+            start = [o * dilation for o, dilation in zip(offsets, dilations, strict=True)]
+            stop = [
+                first + (count - 1) * stride + 1
+                for first, count, stride in zip(start, places, strides, strict=True)
+            ]
+            piece = jax.lax.slice(
+                image,
+                (0, 0, *start),
+                (batch, channels, *stop),
+                (1, 1, *strides),
+            )
+            pieces.append(piece.reshape(batch, groups, channels // groups, -1))
+        patches = jnp.stack(pieces, axis=3)  # batch, groups, channels, kernel, places
+        ordered = patches.transpose(1, 0, 4, 2, 3)
+        features = channels // groups * math.prod(kernel)
+        return ordered.reshape(groups, -1, features)
+
+
+def product_of(step: Step, position: int, view: View) -> Product | None:
+    """The product of a step whose operand at a position is a view of a parameter.
+
+    Returns:
+      The product; None if the step is none, or the parameter is not its weight.
+    """
+    variable, other = step.operands[position], step.operands[1 - position]
+    if step.primitive.name == "dot_general":
+        contracted, batch = (
+            pair[position] for pair in step.params["dimension_numbers"]
+        )
+        own = (*contracted, *batch)
+        free = [axis for axis in range(len(view.axes)) if axis not in own]
+    elif step.primitive.name == "conv_general_dilated" and position == 1:
+        numbers, groups = (
+            step.params["dimension_numbers"],
+            step.params["feature_group_count"],
+        )
+        if step.params["batch_group_count"] != 1:
+            return None
+        outputs, inputs, *window = numbers.rhs_spec
+        shape = view.shape
+        split = view.transposed((outputs, inputs, *window)).reshaped(
+            (groups, shape[outputs] // groups, shape[inputs])
+            + tuple(shape[axis] for axis in window)
+        )
+        if split is None:
+            return None
+        # Along the kernel's own axes, with a finer list of dimensions.
+        merged: Any = (split.axes[0] + split.axes[1], *split.axes[2:])
+        order = [numbers.rhs_spec.index(axis) for axis in range(len(shape))]
+        view = dataclasses.replace(split, axes=tuple(merged[axis] for axis in order))
+        return Product(
+            step,
+            variable,
+            other,
+            view,
+            groups=split.axes[0],
+            outputs=split.axes[1],
+            features=tuple(own for axis in split.axes[2:] for own in axis),
+        )
+    else:
+        return None
+
+    def along(axes: Any) -> tuple[int, ...]:
+        return tuple(own for axis in axes for own in view.axes[axis])
+
+    return Product(
+        step, variable, other, view, along(batch), along(free), along(contracted)
+    )

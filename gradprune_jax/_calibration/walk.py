@@ -1,0 +1,166 @@
+"""The walk: all batches go through a function together, weight by weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gradprune_jax._calibration.evaluation import Evaluation, Statistic, Stop
+from gradprune_jax._calibration.products import Product
+from gradprune_jax._calibration.reads import find_reads
+from gradprune_jax._calibration.views import Axes
+from gradprune_jax._calibration.weights import Weights
+from gradprune_jax._checks import is_traced
+from gradprune_jax._program import Trace, trace
+from gradprune_jax._tree import Leaf
+
+
+class Visit(NamedTuple):
+    """A weight, when all batches have reached it.
+
+    Attributes:
+      product: the product that reads it.
+      axes: the axes along which a method sees it.
+      layers: the index of its layer in each loop around it.
+      statistic: the sum of those of all batches.
+    """
+
+    product: Product
+    axes: Axes
+    layers: tuple[int, ...]
+    statistic: jax.Array
+
+    @property
+    def place(self) -> tuple[Product, Axes, tuple[int, ...]]:
+        """What tells the weight from all others."""
+        return self.product, self.axes, self.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What is done at every weight.
+
+    Attributes:
+      weights: where they are read from, each once its visit is over.
+      selected: their names, by their positions among the leaves.
+      statistic: from float32 rows of inputs, [groups, samples, inputs], to an array
+        that is summed over batches.
+      axes_of: the axes along which a method sees the weights of a product.
+    """
+
+    weights: Weights
+    selected: Mapping[int, str]
+    statistic: Statistic
+    axes_of: Callable[[Product], Axes]
+
+    def visits(
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        batches: Sequence[Any],
+        progress: bool,
+    ) -> Iterator[Visit]:
+        """Runs a function on all batches, and stops at each weight that it reads.
+
+        Args:
+          fn: maps parameters and a batch to outputs.
+          params: its parameters.
+          batches: the batches.
+          progress: whether to show a progress bar.
+
+        Yields:
+          One visit a weight and layer, in the order of the function.
+        """
+        traces: dict[Any, Trace] = {}
+        evaluations: dict[Any, Evaluation] = {}
+        runs, orders = [], []
+        leaves = jax.tree.leaves(params)
+        for batch in batches:
+            inputs, treedef = jax.tree.flatten(batch)
+            key = (treedef, tuple(map(jax.typeof, inputs)))
+            if key not in traces:
+                traces[key] = trace(fn, params, (batch,))
+                reads = find_reads(traces[key], self.selected)
+                orders.append(list(reads.places(traces[key].program)))
+                evaluations[key] = Evaluation(
+                    traces[key],
+                    reads,
+                    lambda rows: self.statistic(rows.astype(jnp.float32)),
+                    self.axes_of,
+                    self.weights.value,
+                )
+            runs.append(evaluations[key].run(traces[key].program, [*leaves, *inputs]))
+        if any(order != orders[0] for order in orders):
+            raise ValueError(
+                "fn reads its parameters in another order for batches of other shapes; "
+                "give batches of one shape."
+            )
+        for leaf, _ in _track(orders[0], progress):
+            stop, total = _next_stop(runs)
+            if not bool(jnp.isfinite(total).all()):
+                raise ValueError(
+                    f"the inputs of {self.selected[leaf]!r} are not finite, or their "
+                    "squares are too large for float32."
+                )
+            yield Visit(stop.product, self.axes_of(stop.product), stop.layers, total)
+
+
+def as_batches(batches: Iterable[Any]) -> list[Any]:
+    """A user's batches as a list of trees of arrays."""
+    if hasattr(batches, "shape") or isinstance(batches, dict | str):
+        raise ValueError(
+            f"batches is one {type(batches).__name__}; give a list of batches, each of "
+            "them what fn takes beside the parameters: [batch]."
+        )
+    try:
+        found = list(batches)
+    except TypeError:
+        raise ValueError(
+            f"batches is {batches!r}; it must be a list of batches."
+        ) from None
+    if not found:
+        raise ValueError("batches is empty; at least one batch is needed.")
+    return [jax.tree.map(jnp.asarray, batch) for batch in found]
+
+
+def check_concrete(leaves: Sequence[Leaf], name: str) -> None:
+    """Refuses parameters whose values are not known yet."""
+    for leaf in leaves:
+        if is_traced(leaf.value):
+            raise ValueError(
+                f"parameter {leaf.name!r} is traced; call {name} outside jit."
+            )
+        if isinstance(leaf.value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"parameter {leaf.name!r} is a shape without values; {name} needs the "
+                "parameters themselves."
+            )
+
+
+def _next_stop(runs: Sequence[Iterator[Stop]]) -> tuple[Stop, jax.Array]:
+    """Runs every batch up to the next weight, and adds up what is known of inputs."""
+    first, total = None, None
+    for run in runs:
+        stop = next(run)
+        first = first or stop
+        total = stop.statistic if total is None else total + stop.statistic
+    assert first is not None
+    assert total is not None
+    return first, total
+
+
+def _track(places: Sequence[Any], progress: bool) -> Iterable[Any]:
+    """The places, with a progress bar if one is wanted."""
+    if not progress:
+        return places
+    try:
+        from rich.progress import track
+    except ImportError:
+        raise ImportError(
+            'progress needs rich: pip install "gradprune_jax[report]"'
+        ) from None
+    return track(places, "calibration")
