@@ -43,6 +43,14 @@ def resharded(array: jax.Array, mesh: Any, spec: PartitionSpec) -> jax.Array:
     return jax.sharding.reshard(array, NamedSharding(mesh, spec))
 
 
+def replicated(array: jax.Array) -> jax.Array:
+    """The array with all of it on every device, where its type says otherwise."""
+    sharding = jax.typeof(array).sharding
+    if not any(sharding.spec):
+        return array
+    return resharded(array, sharding.mesh, PartitionSpec(*[None] * array.ndim))
+
+
 def manual_axes() -> tuple[str, ...]:
     """The mesh axes that have a name here, those of an enclosing `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -9,7 +9,6 @@ forward together, weight by weight, and of each only what is needed next is in m
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +19,11 @@ import numpy as np
 from gradprune_jax._calibration.products import Product
 from gradprune_jax._calibration.reads import Reads, turns_of
 from gradprune_jax._calibration.views import Axes, View
+from gradprune_jax._layouts import replicated
 from gradprune_jax._program import Program, Step, Trace, bind
 
 Statistic = Callable[[jax.Array], jax.Array]
-ReadWeight = Callable[[View, tuple[int, ...]], jax.Array]
+ReadWeight = Callable[[View, tuple[int, ...], Any], jax.Array]
 
 
 class Stop(NamedTuple):
@@ -71,7 +71,8 @@ class Evaluation:
       statistic: from the rows of inputs, [groups, samples, inputs], to an array. Those
         of several batches, or turns of a loop, are added up.
       axes_of: the axes along which a method sees the weights of a product.
-      weight: gives the value of a view, for the indices of layers around it.
+      weight: gives the value of a view, for the indices of layers around it and the
+        layout of its type.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Evaluation:
         self._axes_of = axes_of
         self._weight = weight
         self._pieces: dict[int, list[Piece]] = {}
+        self._programs: dict[str, Any] = {}
         self._observed: dict[int, Any] = {}
 
     def run(
@@ -112,8 +114,9 @@ class Evaluation:
                 results = yield from self._loop(piece.loop, values, layers)
             else:
                 if piece.reads is not None:
-                    weight = self._weight(piece.reads.view, layers)
-                    values[piece.reads.variable] = weight
+                    values[piece.reads.variable] = self._value(
+                        piece.reads.variable, piece.reads.view, layers
+                    )
                 given = [values[own] for own in piece.inputs]
                 results, statistic = piece.run(given)
             values.update(zip(piece.outputs, results, strict=True))
@@ -146,13 +149,15 @@ class Evaluation:
         fixed, carried = given[: after - carry], given[after - carry : after]
         rows: dict[int, list[Any]] = {}
         for turn in turns_of(step):
-            own = [None if each is None else layer_of(each, turn) for each in given[after:]]
+            own = [
+                None if each is None else layer_of(each, turn) for each in given[after:]
+            ]
             results = yield from self.run(
                 body, [*fixed, *carried, *own], (*layers, turn)
             )
             carried, rows[turn] = results[:carry], results[carry:]
-        stacked = [jnp.stack(each) for each in zip(*map(rows.get, sorted(rows)))]
-        return [*carried, *stacked]
+        in_order = [rows[turn] for turn in sorted(rows)]
+        return [*carried, *map(jnp.stack, zip(*in_order, strict=True))]
 
     def _given(
         self, step: Step, values: dict[int, Any], layers: tuple[int, ...]
@@ -160,9 +165,13 @@ class Evaluation:
         """The operands of a step, weights as they are now."""
         views = self._reads.views
         return [
-            self._weight(views[own], layers) if own in views else values[own]
+            self._value(own, views[own], layers) if own in views else values[own]
             for own in step.operands
         ]
+
+    def _value(self, variable: int, view: View, layers: tuple[int, ...]) -> jax.Array:
+        """The value of a variable that is a view of a weight."""
+        return self._weight(view, layers, self._types[variable].sharding.spec)
 
     def _products_of(self, program: Program) -> list[Product]:
         return [p for p in map(self._reads.product, program.steps) if p is not None]
@@ -189,7 +198,9 @@ class Evaluation:
                 return (state, total + rows(values[product.inputs])), None
 
             inputs = self._types[product.inputs]
-            shape = jax.eval_shape(rows, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
+            shape = jax.eval_shape(
+                rows, jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+            )
             start = (list(given[first : first + carry]), jnp.zeros_like(shape))
             (_, total), _ = jax.lax.scan(
                 turn, start, layers, step.params["length"], step.params["reverse"]
@@ -202,7 +213,7 @@ class Evaluation:
     def _rows_of(self, product: Product) -> Statistic:
         """From a product's inputs to their statistic."""
         axes = self._axes_of(product)
-        return lambda inputs: self._statistic(product.rows(inputs, axes))
+        return lambda inputs: self._statistic(product.rows(replicated(inputs), axes))
 
     def _pieces_of(self, program: Program) -> list[Piece]:
         """A program, cut at the products that read weights."""
@@ -255,7 +266,26 @@ class Evaluation:
                 found = rows(values[product.inputs])
             return [values[output] for output in outputs], found
 
+        run = self._shared(run, part, inputs)
         return Piece(None, part.reads, part.product, inputs, outputs, run)
+
+    def _shared(self, run: Any, part: _Part, inputs: Sequence[int]) -> Any:
+        """The function of an earlier piece that computes the same, or this one.
+
+        A model has many layers of one kind, and each compilation takes long.
+        """
+        types = [self._types[own] for own in inputs]
+        if any(step.bodies for step in part.steps) or any(map(_is_sharded, types)):
+            return run  # the text may not say all
+        given = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in types
+        ]
+        return self._programs.setdefault(run.lower(given).as_text(), run)
+
+
+def _is_sharded(aval: Any) -> bool:
+    """Whether a type says how its values are laid out, in explicit sharding mode."""
+    return any(aval.sharding.spec)
 
 
 @dataclasses.dataclass

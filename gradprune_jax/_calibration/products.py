@@ -116,7 +116,9 @@ class Product:
         ]
         pieces = []
         for offsets in itertools.product(*map(range, kernel)):
-            start = [o * dilation for o, dilation in zip(offsets, dilations, strict=True)]
+            start = [
+                o * dilation for o, dilation in zip(offsets, dilations, strict=True)
+            ]
             stop = [
                 first + (count - 1) * stride + 1
                 for first, count, stride in zip(start, places, strides, strict=True)
@@ -157,8 +159,12 @@ def product_of(step: Step, position: int, view: View) -> Product | None:
         outputs, inputs, *window = numbers.rhs_spec
         shape = view.shape
         split = view.transposed((outputs, inputs, *window)).reshaped(
-            (groups, shape[outputs] // groups, shape[inputs])
-            + tuple(shape[axis] for axis in window)
+            (
+                groups,
+                shape[outputs] // groups,
+                shape[inputs],
+                *(shape[axis] for axis in window),
+            )
         )
         if split is None:
             return None

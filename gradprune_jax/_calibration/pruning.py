@@ -13,7 +13,7 @@ import optax
 from gradprune_jax._calibration.method import CalibratedMethod, Target
 from gradprune_jax._calibration.products import Product
 from gradprune_jax._calibration.views import Axes
-from gradprune_jax._calibration.walk import Walk, as_batches, check_concrete
+from gradprune_jax._calibration.walk import Walk, as_batches, check_arrays
 from gradprune_jax._calibration.wanda import Wanda
 from gradprune_jax._calibration.weights import Weights
 from gradprune_jax._checks import (
@@ -97,7 +97,7 @@ def prune_calibrated(
     method = _check_method(method)
     rules = _as_rules(schedule_or_rules_or_sparsity, where=where, structure=structure)
     leaves = named_leaves(params)
-    check_concrete(leaves, "prune_calibrated")
+    check_arrays(leaves, "prune_calibrated")
     assigned = assign(rules, leaves)
     targets: dict[int, Target] = {}
     pattern_axes: dict[int, int | None] = {}
@@ -126,7 +126,9 @@ def prune_calibrated(
     treedef: Any = jax.tree.structure(params)
     return (
         treedef.unflatten([new.get(i, leaf.value) for i, leaf in enumerate(leaves)]),
-        treedef.unflatten([masks.get(i, optax.MaskedNode()) for i in range(len(leaves))]),
+        treedef.unflatten(
+            [masks.get(i, optax.MaskedNode()) for i in range(len(leaves))]
+        ),
     )
 
 

@@ -150,9 +150,7 @@ class _Finder:
                 return view
         return None
 
-    def _read(
-        self, step: Step, seen: Sequence[View | None], reached: set[int]
-    ) -> None:
+    def _read(self, step: Step, seen: Sequence[View | None], reached: set[int]) -> None:
         """Notes a step that does more with weights than to view them."""
         weights = [(position, view) for position, view in enumerate(seen) if view]
         for position, view in weights:
@@ -166,9 +164,7 @@ class _Finder:
                 problem = ""
             self._note(view, step, problem)
 
-    def _scan(
-        self, step: Step, seen: Sequence[View | None], reached: set[int]
-    ) -> None:
+    def _scan(self, step: Step, seen: Sequence[View | None], reached: set[int]) -> None:
         """Follows weights into a loop: a layer of each, or the same in every turn."""
         (body,) = step.bodies
         consts, carry = step.params["num_consts"], step.params["num_carry"]
@@ -198,7 +194,7 @@ class _Finder:
             self.loops[step.results[0]] = is_layered
 
     def _note(self, view: View, step: Step, problem: str) -> None:
-        reader = f"{step.primitive.name} ({step.source})"
+        reader = f"{step.primitive.name} at {step.source}"
         self._uses.setdefault(view.leaf, []).append((reader, problem))
 
     def check(self, selected: Mapping[int, str]) -> None:

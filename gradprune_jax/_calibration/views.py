@@ -66,9 +66,7 @@ class View:
     def layer(self) -> View:
         """One layer of the value, an index of its first axis."""
         first, *axes = self.axes
-        return dataclasses.replace(
-            self, axes=tuple(axes), layers=(*self.layers, first)
-        )
+        return dataclasses.replace(self, axes=tuple(axes), layers=(*self.layers, first))
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
         """The value in another shape, dimensions split where that needs it.

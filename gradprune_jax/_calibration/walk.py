@@ -89,7 +89,7 @@ class Walk:
                 evaluations[key] = Evaluation(
                     traces[key],
                     reads,
-                    lambda rows: self.statistic(rows.astype(jnp.float32)),
+                    self._of_rows,
                     self.axes_of,
                     self.weights.value,
                 )
@@ -107,6 +107,12 @@ class Walk:
                     "squares are too large for float32."
                 )
             yield Visit(stop.product, self.axes_of(stop.product), stop.layers, total)
+
+    def _of_rows(self, rows: jax.Array) -> jax.Array:
+        """The statistic of the rows of one batch."""
+        if not rows.shape[1]:
+            raise ValueError("a batch has no samples; leave it out.")
+        return self.statistic(rows.astype(jnp.float32))
 
 
 def as_batches(batches: Iterable[Any]) -> list[Any]:
@@ -127,9 +133,14 @@ def as_batches(batches: Iterable[Any]) -> list[Any]:
     return [jax.tree.map(jnp.asarray, batch) for batch in found]
 
 
-def check_concrete(leaves: Sequence[Leaf], name: str) -> None:
-    """Refuses parameters whose values are not known yet."""
+def check_arrays(leaves: Sequence[Leaf], name: str) -> None:
+    """Refuses parameters that are no arrays, or whose values are not known yet."""
     for leaf in leaves:
+        if not hasattr(leaf.value, "dtype"):
+            raise ValueError(
+                f"parameter {leaf.name!r} is {leaf.value!r}, no array; let fn close "
+                "over what is none, as by equinox.partition(model, equinox.is_array)."
+            )
         if is_traced(leaf.value):
             raise ValueError(
                 f"parameter {leaf.name!r} is traced; call {name} outside jit."

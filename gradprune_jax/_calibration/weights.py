@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from gradprune_jax._calibration.products import Product
 from gradprune_jax._calibration.views import Axes, View
+from gradprune_jax._layouts import replicated
 
 Layers = tuple[int, ...]
 
@@ -29,9 +31,19 @@ class Weights:
         self._new: dict[tuple[int, Layers], jax.Array] = {}
         self._found: dict[tuple[int, Layers], jax.Array] = {}
 
-    def value(self, view: View, layers: Layers) -> jax.Array:
-        """What a program reads as a view of a weight, once it is pruned the new one."""
-        return _value(view, self._flat(view, layers))
+    def value(self, view: View, layers: Layers, spec: Any) -> jax.Array:
+        """What a program reads as a view of a weight; the new one once it is pruned.
+
+        Args:
+          view: the view.
+          layers: the index of its layer in each loop.
+          spec: how its type says that it is laid out, in explicit sharding mode.
+        """
+        value = _value(view, self._flat(view, layers))
+        if not any(spec):
+            return value
+        sharding: Any = self._parameters[view.leaf].sharding
+        return jax.device_put(value, NamedSharding(sharding.mesh, spec))
 
     def matrix(self, product: Product, axes: Axes, layers: Layers) -> jax.Array:
         """The weights of a product along other axes, in the parameter's dtype."""
@@ -66,7 +78,7 @@ class Weights:
         known = self._new.get((view.leaf, layers))
         if known is not None:
             return known
-        return view.flat(self._parameters[view.leaf], layers)
+        return view.flat(replicated(self._parameters[view.leaf]), layers)
 
     def _whole(self, flats: Mapping[tuple[int, Layers], jax.Array]) -> dict[int, Any]:
         """The layers of each parameter, put together and laid out as it was."""
