@@ -2,10 +2,11 @@
 
 A function is traced, and every selected weight is followed through casts, reshapes and
 transposes (`views`) to the one product that multiplies it by inputs (`products`,
-`reads`). The function is cut into pieces at these products and run piece by piece on all
-batches (`evaluation`, `walk`); at each stop the weight is replaced (`weights`) by what a
-method makes of it and of its inputs (`method`: `wanda`, `sparse_gpt`), so that all that
-follows is computed from pruned weights. `pruning` and `norms` are what users call.
+`reads`). The function is cut into pieces at these products and run piece by piece on
+all batches (`evaluation`, `walk`); at each stop the weight is replaced (`weights`) by
+what a method makes of it and of its inputs (`method`: `wanda`, `sparse_gpt`), so that
+all that follows is computed from pruned weights. `pruning` and `norms` are what users
+call.
 
 Glossary:
 
