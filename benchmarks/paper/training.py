@@ -96,7 +96,7 @@ def train(
     report: Callable[[int, float], None],
     save_every: float = 60.0,
 ) -> dict[str, Any]:
-    """Trains one configuration, going on from a checkpoint if there is one.
+    """Trains one configuration, and measures what comes out.
 
     Args:
       configuration: what to train.
@@ -112,25 +112,52 @@ def train(
       FloatingPointError: if a weight is not finite in the end.
       ValueError: if a pruned weight is not zero.
     """
+    state = last_state(configuration, seed, folder, report, save_every)
+    measured = _measure(configuration, state)
+    seconds = round(float(state.seconds), 1)
+    return {"steps": configuration.task.steps, "seconds": seconds, **measured}
+
+
+def last_state(
+    configuration: Configuration,
+    seed: int,
+    folder: pathlib.Path,
+    report: Callable[[int, float], None],
+    save_every: float = 60.0,
+) -> State:
+    """The state after all steps, going on from a checkpoint if there is one.
+
+    Its last checkpoint is that of the returned state.
+
+    Args:
+      configuration: what to train.
+      seed: as of `train`.
+      folder: for the checkpoints.
+      report: as of `train`.
+      save_every: seconds between checkpoints.
+    """
     task = configuration.task
     program, state, step_key = begin(configuration, seed)
     with _checkpoints(folder) as manager:
         state = _restore(manager, state)
         begun = saved = time.monotonic()
         before = float(state.seconds)
+
+        def save(state: State) -> State:
+            state = state._replace(
+                seconds=jnp.float32(before + time.monotonic() - begun)
+            )
+            manager.save(int(state.step), args=ocp.args.StandardSave(state))
+            return state
+
         for step in range(int(state.step), task.steps):
             state, loss = program.step(state, task.batch(seed, step), step_key)
             if (step + 1) % _REPORT_EVERY == 0 or step + 1 == task.steps:
                 report(step + 1, float(loss))
-                now = time.monotonic()
-                if now - saved >= save_every:
-                    saved = now
-                    state = state._replace(seconds=jnp.float32(before + now - begun))
-                    manager.save(step + 1, args=ocp.args.StandardSave(state))
+                if time.monotonic() - saved >= save_every:
+                    state, saved = save(state), time.monotonic()
         jax.block_until_ready(state)
-        seconds = before + time.monotonic() - begun
-    measured = _measure(configuration, state)
-    return {"steps": task.steps, "seconds": round(seconds, 1), **measured}
+        return state if manager.latest_step() == task.steps else save(state)
 
 
 def _checkpoints(folder: pathlib.Path) -> ocp.CheckpointManager:
