@@ -52,6 +52,14 @@ def nested(params, x):
     return jax.lax.scan(outer, x, length=2)[0]
 
 
+def one_expert_of_three(params, x):
+    return x @ params["kernel"][0] + x @ params["kernel"][2]
+
+
+def one_expert_twice(params, x):
+    return x @ params["kernel"][0] @ params["kernel"][0] + x @ params["kernel"][1]
+
+
 UNREADABLE = {
     "tied": (
         lambda p, t: p["embedding"][t] @ p["embedding"].T,
@@ -119,6 +127,36 @@ UNREADABLE = {
     ),
     "carried": (carried, PARAMS, X, "which changes it from turn to turn"),
     "returned": (returned, PARAMS, X, "which returns it"),
+    "experts": (
+        one_expert_of_three,
+        {"kernel": weights_like(0, 3, 8, 8)},
+        X,
+        "'kernel': it is read more than once, by dot_general at .* and by dot_general",
+    ),
+    "an expert twice": (
+        one_expert_twice,
+        {"kernel": weights_like(0, 2, 8, 8)},
+        X,
+        "'kernel': it is read more than once",
+    ),
+    "half of it": (
+        lambda p, x: x @ p["kernel"][:, :4],
+        PARAMS,
+        X,
+        "'kernel': it is read in part, by dot_general",
+    ),
+    "one input": (
+        lambda p, x: x[:, :1] @ p["kernel"],
+        {"kernel": weights_like(0, 1, 8)},
+        X,
+        "which has one input alone for each output",
+    ),
+    "complex": (
+        lambda p, x: (x + 1j * x) @ p["kernel"],
+        PARAMS,
+        X,
+        "which multiplies it by complex numbers",
+    ),
     "nested loops": (nested, PARAMS, X, "it goes into scan"),
 }
 
@@ -184,6 +222,12 @@ ARGUMENTS = {
         dict(params={"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)}),
         "'kernel' is a shape without values",
     ),
+    "a shape": (
+        dict(batches=[jax.ShapeDtypeStruct((4, 8), np.float32)]),
+        "batch 0 has .*, which is no array",
+    ),
+    "text": (dict(batches=[{"x": X, "name": "a"}]), "batch 0 has 'a', which is no"),
+    "no function": (dict(fn=None), "fn is None"),
     "no array": (dict(params=PARAMS | {"act": "relu"}), "'act' is 'relu', no array"),
 }
 
@@ -191,12 +235,12 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments_that_are_refused(name):
     given, message = ARGUMENTS[name]
-    arguments = dict(params=PARAMS, batches=[X], sparsity=0.5) | given
-    params, batches, sparsity = (
-        arguments.pop(key) for key in ("params", "batches", "sparsity")
+    arguments = dict(fn=linear, params=PARAMS, batches=[X], sparsity=0.5) | given
+    fn, params, batches, sparsity = (
+        arguments.pop(key) for key in ("fn", "params", "batches", "sparsity")
     )
     with pytest.raises(ValueError, match=message):
-        gp.prune_calibrated(linear, params, batches, sparsity, **arguments)
+        gp.prune_calibrated(fn, params, batches, sparsity, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +278,14 @@ def test_traced_parameters_and_sparsities():
         jax.jit(lambda p: gp.input_norms(linear, p, [X]))(PARAMS)
     with pytest.raises(ValueError, match="the sparsity is traced"):
         jax.jit(lambda s: gp.prune_calibrated(linear, PARAMS, [X], s))(0.5)
+    with pytest.raises(ValueError, match="batch 0 is traced; call prune_calibrated"):
+        jax.jit(lambda x: gp.prune_calibrated(linear, PARAMS, [x], 0.5))(X)
+    with pytest.raises(ValueError, match="fn closes over a traced value"):
+        jax.jit(
+            lambda s: gp.prune_calibrated(
+                lambda p, x: linear(p, s * x), PARAMS, [X], 0.5
+            )
+        )(2.0)
 
 
 def test_batches_for_which_the_order_differs():
@@ -241,5 +293,49 @@ def test_batches_for_which_the_order_differs():
         first, second = ("a", "b") if len(x) == 20 else ("b", "a")
         return linear(params[second], linear(params[first], x))
 
-    with pytest.raises(ValueError, match="another order for batches of other shapes"):
+    with pytest.raises(ValueError, match="in another order"):
         gp.prune_calibrated(fn, TWO, [X, X[:5]], 0.5)
+
+    def transposed(params, x):
+        kernel = params["kernel"]
+        return x @ (kernel if len(x) == 20 else kernel.T)
+
+    with pytest.raises(ValueError, match="or along other axes"):
+        gp.input_norms(transposed, PARAMS, [X, X[:5]])
+
+
+def test_groups_of_n_of_m_over_the_edge_of_a_layer():
+    def fn(params, x):
+        kernels = params["kernel"].reshape(2, 6, 6)
+        return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, kernels)[0]
+
+    params = {"kernel": weights_like(0, 12, 6)}
+    for method in (gp.Wanda(), gp.SparseGPT()):
+        with pytest.raises(ValueError, match="lie along axis 0 of 'kernel'"):
+            gp.prune_calibrated(
+                fn, params, [X[:, :6]], 0.5, structure=gp.NM(2, 4), method=method
+            )
+
+
+class Returning(gp.CalibratedMethod):
+    def __init__(self, pruned, mask):
+        self.returned = pruned, mask
+
+    def statistic(self, inputs):
+        return jnp.zeros(())
+
+    def prune(self, weights, statistic, target):
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("pruned", "mask", "message"),
+    [
+        (np.ones((1, 8, 8)), np.ones((1, 8, 8), np.float32), "a mask of float32"),
+        (np.ones((8, 8)), np.ones((1, 8, 8), bool), r"a matrix of shape \(8, 8\)"),
+        (np.ones((1, 8, 8)), np.ones((1, 1, 8), bool), r"a mask of shape \(1, 1, 8\)"),
+    ],
+)
+def test_what_a_method_of_ones_own_must_return(pruned, mask, message):
+    with pytest.raises(ValueError, match=message):
+        gp.prune_calibrated(linear, PARAMS, [X], 0.5, method=Returning(pruned, mask))

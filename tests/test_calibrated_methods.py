@@ -334,10 +334,10 @@ def test_activations_of_one_layer_at_a_time():
 
     params = {f"layer_{i}": {"kernel": weights_like(i, 16, 16)} for i in range(4)}
     kept = []
-    run = Evaluation.run
+    run = Evaluation._run
 
-    def spy(self, program, inputs, layers=()):
-        generator = run(self, program, inputs, layers)
+    def spy(self, program, inputs, turns):
+        generator = run(self, program, inputs, turns)
         for stop in generator:
             values = generator.gi_frame.f_locals["values"]
             shapes = [np.shape(v) for v in values.values() if np.shape(v) == (10, 16)]
@@ -350,9 +350,84 @@ def test_activations_of_one_layer_at_a_time():
         return x
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Evaluation, "run", spy)
+        patch.setattr(Evaluation, "_run", spy)
         gp.prune_calibrated(fn, params, [inputs_like(0, 10, 16)], 0.5)
     assert kept == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("enabled", [False, True])
+def test_weights_that_stay_keep_all_their_digits(method, enabled):
+    kernel = weights_like(0, 16, 8).astype(np.float64) / 3
+    x = inputs_like(1, 40, 16)
+    with x64(enabled):
+        pruned, masks = gp.prune_calibrated(
+            linear, {"kernel": kernel}, [x], 0.5, method=method
+        )
+    assert pruned["kernel"].dtype == np.float64
+    mask = np.asarray(masks["kernel"])
+    assert not np.asarray(pruned["kernel"])[~mask].any()
+    if isinstance(method, gp.Wanda):
+        kept = np.asarray(pruned["kernel"])[mask]
+        np.testing.assert_array_equal(kept, kernel[mask])
+
+
+def x64(enabled):
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(enabled)
+    from jax.experimental import enable_x64
+
+    return enable_x64(enabled)
+
+
+def test_what_is_made_up_for_stays_within_a_narrow_dtype():
+    x = np.array([[1, 1], [2, 2], [3, 3]], np.float32)
+    for value, dtype in ((40_000, np.float16), (448, jnp.float8_e4m3fn)):
+        pruned, _ = gp.prune_calibrated(
+            lambda params, x: x @ params["kernel"].astype(jnp.float32),
+            {"kernel": jnp.full((2, 1), value, dtype)},
+            [x],
+            0.5,
+            method=gp.SparseGPT(),
+        )
+        found = np.asarray(pruned["kernel"], np.float32).ravel()
+        np.testing.assert_array_equal(found, [0, jnp.finfo(dtype).max])
+
+
+def test_results_are_committed_as_the_parameters_were():
+    params = {"kernel": jnp.asarray(weights_like(0, 16, 8))}
+    x = inputs_like(1, 16, 16)
+    for given in (params, jax.device_put(params, jax.devices()[3])):
+        pruned, masks = gp.prune_calibrated(linear, given, [x], 0.5)
+        for tree in (pruned, masks):
+            assert tree["kernel"].committed == given["kernel"].committed
+            assert tree["kernel"].devices() == given["kernel"].devices()
+
+
+def test_a_pipeline_over_devices():
+    first, second = jax.devices()[1:3]
+    params = {
+        "a": jax.device_put({"kernel": weights_like(0, 16, 8)}, first),
+        "b": jax.device_put({"kernel": weights_like(1, 8, 8)}, second),
+    }
+
+    def fn(params, x):
+        hidden = jax.device_put(linear(params["a"], x), second)
+        return linear(params["b"], hidden)
+
+    x = inputs_like(1, 16, 16)
+    for method in METHODS:
+        pruned, _ = gp.prune_calibrated(fn, params, [x], 0.5, method=method)
+        assert pruned["b"]["kernel"].devices() == {second}
+
+
+def test_the_factorisation_is_tried_again_under_debug_nans():
+    params = {"kernel": weights_like(0, 8, 4)}
+    with jax.debug_nans(True):
+        pruned, _ = gp.prune_calibrated(
+            linear, params, [inputs_like(1, 4, 8)], 0.5, method=gp.SparseGPT(damping=0)
+        )
+    assert np.isfinite(np.asarray(pruned["kernel"])).all()
 
 
 def test_progress_bar(capsys):

@@ -26,9 +26,9 @@ class Target(NamedTuple):
 class CalibratedMethod:
     """What all methods that prune with inputs have in common.
 
-    A method sees a matrix as [groups, outputs, inputs] in float32, whatever the
-    parameter's own axes are. Groups are experts, or those of a convolution; most layers
-    have one. The inputs of a convolution are its patches.
+    A method sees a matrix as [groups, outputs, inputs] in float32 or wider, whatever
+    the parameter's own axes are. Groups are experts, or those of a convolution; most
+    layers have one. The inputs of a convolution are its patches.
 
     Examples:
       Magnitude pruning of each output, which reads no inputs.
@@ -60,9 +60,10 @@ class CalibratedMethod:
         """Prunes one matrix.
 
         Args:
-          weights: float32 [groups, outputs, inputs].
+          weights: float32 or wider [groups, outputs, inputs].
           statistic: the sum of what `statistic` returned.
-          target: how sparse it becomes.
+          target: how sparse it becomes: its `name`, `sparsity` and `pattern`, which is
+            `NM` along the inputs, or None.
 
         Returns:
           The new weights, and bool of their shape, True where a weight is kept.

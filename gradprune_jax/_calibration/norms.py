@@ -65,7 +65,7 @@ def input_norms(
     weights = Weights({i: jnp.asarray(leaves[i].value) for i in own})
     names = {i: leaves[i].name for i in own}
     walk = Walk(weights, names, _squares, lambda product: product.axes())
-    for visit in walk.visits(fn, params, as_batches(batches), progress):
+    for visit in walk.visits(fn, params, as_batches(batches, "input_norms"), progress):
         shape = weights.matrix(*visit.place).shape
         norms = jnp.broadcast_to(jnp.sqrt(visit.statistic)[:, None, :], shape)
         weights.note(*visit.place, norms)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,7 +56,8 @@ class Product:
     def input_axes(self) -> tuple[int, ...]:
         """The axes of the parameter along which inputs alone lie."""
         owners = self.view.owners
-        others = {owners[own] for own in (*self.groups, *self.outputs)}
+        layers = (own for dimensions in self.view.layers for own in dimensions)
+        others = {owners[own] for own in (*self.groups, *self.outputs, *layers)}
         inputs = {owners[own] for own in self.features}
         return tuple(sorted(inputs - others))
 
@@ -84,56 +86,62 @@ class Product:
     def _rows_of_dot(self, inputs: jax.Array) -> jax.Array:
         """Batch axes are groups, contracted ones are inputs, the others samples."""
         position = list(self.step.operands).index(self.inputs)
-        contracted, batch = self.step.params["dimension_numbers"]
-        own = (*batch[position], *contracted[position])
-        samples = [axis for axis in range(inputs.ndim) if axis not in own]
-        ordered = inputs.transpose(*batch[position], *samples, *contracted[position])
-        features = math.prod(inputs.shape[axis] for axis in contracted[position])
-        groups = math.prod(inputs.shape[axis] for axis in batch[position])
-        return ordered.reshape(groups, -1, features)
+        contracted, batch = (
+            pair[position] for pair in self.step.params["dimension_numbers"]
+        )
+        own = (*batch, *contracted)
+        samples = tuple(axis for axis in range(inputs.ndim) if axis not in own)
+        ordered = inputs.transpose(*batch, *samples, *contracted)
+        lengths = (batch, samples, contracted)
+        return ordered.reshape(
+            [math.prod(inputs.shape[axis] for axis in axes) for axes in lengths]
+        )
 
     def _rows_of_convolution(self, image: jax.Array) -> jax.Array:
         """Every place of the kernel is a sample, what it covers there are inputs."""
-        params = self.step.params
-        numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-        padding = [
-            (low, high, dilation - 1)
-            for (low, high), dilation in zip(
-                params["padding"], params["lhs_dilation"], strict=True
-            )
+        groups = self.step.params["feature_group_count"]
+        spec = self.step.params["dimension_numbers"].rhs_spec
+        kernel = [self.view.shape[axis] for axis in spec[2:]]
+        patches = _patches(image, self.step.params, kernel)
+        batch, channels, elements, places = patches.shape
+        split = patches.reshape(batch, groups, channels // groups, elements, places)
+        ordered = split.transpose(1, 0, 4, 2, 3)
+        return ordered.reshape(groups, batch * places, channels // groups * elements)
+
+
+def _patches(image: jax.Array, params: Any, kernel: Sequence[int]) -> jax.Array:
+    """What a kernel covers at each place: [batch, channels, elements, places]."""
+    spec = params["dimension_numbers"].lhs_spec
+    strides, dilations = params["window_strides"], params["rhs_dilation"]
+    padding = [
+        (low, high, dilation - 1)
+        for (low, high), dilation in zip(
+            params["padding"], params["lhs_dilation"], strict=True
+        )
+    ]
+    zero = jnp.zeros((), image.dtype)
+    image = jax.lax.pad(image.transpose(spec), zero, [(0, 0, 0), (0, 0, 0), *padding])
+    batch, channels, *extent = image.shape
+    places = [
+        max((size - (length - 1) * dilation - 1) // stride + 1, 0)
+        for size, length, dilation, stride in zip(
+            extent, kernel, dilations, strides, strict=True
+        )
+    ]
+    if not math.prod(places):
+        return jnp.zeros((batch, channels, math.prod(kernel), 0), image.dtype)
+    elements = []
+    for offsets in itertools.product(*map(range, kernel)):
+        start = [x * dilation for x, dilation in zip(offsets, dilations, strict=True)]
+        stop = [
+            first + (count - 1) * stride + 1
+            for first, count, stride in zip(start, places, strides, strict=True)
         ]
-        image = image.transpose(numbers.lhs_spec)
-        zero = jnp.zeros((), image.dtype)
-        image = jax.lax.pad(image, zero, [(0, 0, 0), (0, 0, 0), *padding])
-        batch, channels, *extent = image.shape
-        kernel = [self.view.shape[axis] for axis in numbers.rhs_spec[2:]]
-        strides, dilations = params["window_strides"], params["rhs_dilation"]
-        places = [
-            (size - (length - 1) * dilation - 1) // stride + 1
-            for size, length, dilation, stride in zip(
-                extent, kernel, dilations, strides, strict=True
-            )
-        ]
-        pieces = []
-        for offsets in itertools.product(*map(range, kernel)):
-            start = [
-                o * dilation for o, dilation in zip(offsets, dilations, strict=True)
-            ]
-            stop = [
-                first + (count - 1) * stride + 1
-                for first, count, stride in zip(start, places, strides, strict=True)
-            ]
-            piece = jax.lax.slice(
-                image,
-                (0, 0, *start),
-                (batch, channels, *stop),
-                (1, 1, *strides),
-            )
-            pieces.append(piece.reshape(batch, groups, channels // groups, -1))
-        patches = jnp.stack(pieces, axis=3)  # batch, groups, channels, kernel, places
-        ordered = patches.transpose(1, 0, 4, 2, 3)
-        features = channels // groups * math.prod(kernel)
-        return ordered.reshape(groups, -1, features)
+        covered = jax.lax.slice(
+            image, (0, 0, *start), (batch, channels, *stop), (1, 1, *strides)
+        )
+        elements.append(covered.reshape(batch, channels, math.prod(places)))
+    return jnp.stack(elements, axis=2)
 
 
 def product_of(step: Step, position: int, view: View) -> Product | None:

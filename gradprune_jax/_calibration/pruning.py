@@ -62,7 +62,7 @@ def prune_calibrated(
       batches: some batches of inputs, each as `fn` takes it: an array or a tree of
         arrays. A few hundred samples together are usual.
       schedule_or_rules_or_sparsity: the fraction of zeros in [0, 1], or a schedule, of
-        which the final sparsity counts, or a rule or a list of them. Allocation is
+        which the highest sparsity counts, or a rule or a list of them. Allocation is
         `"uniform"` or `"erk"`.
       method: `Wanda()`, the default, or `SparseGPT()`, or a `CalibratedMethod` of your
         own.
@@ -116,20 +116,60 @@ def prune_calibrated(
     weights = Weights({i: jnp.asarray(leaves[i].value) for i in targets})
     names = {i: target.name for i, target in targets.items()}
     walk = Walk(weights, names, method.statistic, axes_of)
-    for visit in walk.visits(fn, params, as_batches(batches), progress):
+    given = as_batches(batches, "prune_calibrated")
+    for visit in walk.visits(fn, params, given, progress):
         target = targets[visit.product.view.leaf]
-        matrix = weights.matrix(*visit.place).astype(jnp.float32)
-        pruned, mask = method.prune(matrix, visit.statistic, target)
+        matrix = weights.matrix(*visit.place)
+        statistic = _beside(visit.statistic, matrix)
+        pruned, mask = method.prune(matrix, statistic, target)
+        _check_pruned(method, target, matrix, pruned, mask)
         weights.replace(*visit.place, jnp.where(mask, pruned, 0))
         weights.note(*visit.place, mask)
     new, masks = weights.new(), weights.found()
     treedef: Any = jax.tree.structure(params)
-    return (
-        treedef.unflatten([new.get(i, leaf.value) for i, leaf in enumerate(leaves)]),
-        treedef.unflatten(
-            [masks.get(i, optax.MaskedNode()) for i in range(len(leaves))]
-        ),
-    )
+    values = [
+        _as_given(leaf.value, new[i], masks[i]) if i in new else leaf.value
+        for i, leaf in enumerate(leaves)
+    ]
+    kept = [masks.get(i, optax.MaskedNode()) for i in range(len(leaves))]
+    return treedef.unflatten(values), treedef.unflatten(kept)
+
+
+def _beside(statistic: jax.Array, matrix: jax.Array) -> jax.Array:
+    """A statistic on the devices of the weights, which may be others in a pipeline."""
+    if statistic.sharding.device_set == matrix.sharding.device_set:
+        return statistic
+    return jnp.asarray(np.asarray(statistic))
+
+
+def _check_pruned(
+    method: CalibratedMethod, target: Target, matrix: jax.Array, pruned: Any, mask: Any
+) -> None:
+    """Refuses what a method returns in another shape, or a mask that is none."""
+    for what, found in (("matrix", pruned), ("mask", mask)):
+        if np.shape(found) != matrix.shape:
+            raise ValueError(
+                f"{method!r} returned a {what} of shape {np.shape(found)} for "
+                f"{target.name!r}; it must be {matrix.shape}."
+            )
+    if mask.dtype != bool:
+        raise ValueError(
+            f"{method!r} returned a mask of {mask.dtype} for {target.name!r}; it must "
+            "be bool, True where a weight is kept."
+        )
+
+
+def _as_given(leaf: Any, new: jax.Array, mask: jax.Array) -> Any:
+    """New weights in a dtype of NumPy's that JAX would narrow, such as float64.
+
+    Weights that are not changed keep all their digits.
+    """
+    if not isinstance(leaf, np.ndarray) or new.dtype == leaf.dtype:
+        return new
+    host = np.asarray(new)
+    unchanged = host == leaf.astype(host.dtype)
+    kept = np.where(unchanged, leaf, host.astype(leaf.dtype))
+    return np.where(np.asarray(mask), kept, np.zeros_like(leaf))
 
 
 def _as_rules(given: Any, **fields: Any) -> tuple[Rule, ...]:

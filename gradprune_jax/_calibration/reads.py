@@ -1,26 +1,41 @@
 """Reads: where a program multiplies each weight by the inputs that reach it.
 
-A weight can be pruned with its inputs if one product alone reads it. Everything else
-that is done with it has a reason here, which an error tells.
+A weight can be pruned with its inputs if one product alone reads it, or each layer of
+it. Everything else that is done with it has a reason here, which an error tells.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from gradprune_jax._calibration.products import Product, product_of
-from gradprune_jax._calibration.views import View
+from gradprune_jax._calibration.views import View, shape_of
 from gradprune_jax._program import Program, Step, Trace
 
 # Steps that leave their one operand as it is.
 _UNCHANGED = frozenset(
     {"copy", "name", "sharding_constraint", "reshard", "mesh_cast", "pvary"}
 )
+
+
+class Place(NamedTuple):
+    """Where a weight is read, which must be the same for all batches.
+
+    Attributes:
+      leaf: its position among the parameters.
+      turns: of the loops around the product, the outermost first.
+      axes: the layer that is read, and what the axes of the weight are.
+    """
+
+    leaf: int
+    turns: tuple[int, ...]
+    axes: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +45,8 @@ class Reads:
     Attributes:
       views: the variables that are views of weights.
       products: by the variable of each result.
-      loops: the scans whose bodies read weights, by the variable of their first result:
-        True where each turn reads a layer of its own, False where all read the same.
+      loops: the scans whose bodies read weights, by identity: True where each turn
+        reads a layer of its own, False where all read the same.
     """
 
     views: Mapping[int, View]
@@ -44,27 +59,35 @@ class Reads:
 
     def is_layered(self, step: Step) -> bool | None:
         """Whether a step is a loop over layers; None if it reads no weights inside."""
-        return self.loops.get(step.results[0]) if step.results else None
+        return self.loops.get(id(step))
 
-    def is_view(self, step: Step) -> bool:
-        """Whether a step makes nothing but a view of a weight."""
-        return bool(step.results) and all(own in self.views for own in step.results)
+    def without_views(self, step: Step) -> Step | None:
+        """A step without the views that it makes; None if it makes nothing else."""
+        results = [own for own in step.results if own not in self.views]
+        if len(results) == len(step.results):
+            return step
+        # A barrier for several values, each of them a result.
+        operands = [own for own in step.operands if own not in self.views]
+        rest = dataclasses.replace(step, operands=operands, results=results)
+        return rest if results else None
 
-    def places(self, program: Program) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Each weight that is read, in order: its leaf, and its layer in each loop."""
+    def places(self, program: Program) -> Iterator[Place]:
+        """Where each weight is read, in order."""
         for step in program.steps:
             product, is_layered = self.product(step), self.is_layered(step)
             if product is not None:
-                yield product.view.leaf, ()
+                view = product.view
+                axes = (view.sizes, view.layers, view.places, product.axes())
+                yield Place(view.leaf, (), axes)
             elif is_layered is not None:
                 inner = list(self.places(step.bodies[0]))
-                turns = turns_of(step) if is_layered else [None]
-                for turn, (leaf, layers) in itertools.product(turns, inner):
-                    yield leaf, layers if turn is None else (turn, *layers)
+                outer = [(turn,) for turn in turns_of(step)] if is_layered else [()]
+                for turn, place in itertools.product(outer, inner):
+                    yield place._replace(turns=(*turn, *place.turns))
 
 
 def find_reads(trace: Trace, selected: Mapping[int, str]) -> Reads:
-    """Finds the product that reads each weight.
+    """Finds the products that read each weight.
 
     Args:
       trace: a traced function.
@@ -89,6 +112,20 @@ def turns_of(step: Step) -> range:
     return turns[::-1] if step.params["reverse"] else turns
 
 
+class _Use(NamedTuple):
+    """A step that reads a weight.
+
+    Attributes:
+      view: what it reads.
+      reader: its primitive, and where it is in the user's code.
+      problem: why its inputs can't be known; empty if they can.
+    """
+
+    view: View
+    reader: str
+    problem: str
+
+
 class _Finder:
     """Follows weights through a program, and notes what is done with each of them."""
 
@@ -97,8 +134,7 @@ class _Finder:
         self.products: dict[int, Product] = {}
         self.loops: dict[int, bool] = {}
         self._types = types
-        # By what each weight is read, and why that can't be used; "" where it can.
-        self._uses: dict[int, list[tuple[str, str]]] = {}
+        self._uses: dict[int, list[_Use]] = {}
 
     def follow(
         self, program: Program, reached: set[int], *, in_turns: bool = False
@@ -117,38 +153,53 @@ class _Finder:
             seen = [self.views.get(operand) for operand in step.operands]
             if not any(seen):
                 continue
-            if step.primitive.name == "optimization_barrier":
-                self._view(dict(zip(step.results, seen, strict=True)))
+            views = self._viewed(step, seen)
+            if views is not None:
+                found = zip(step.results, views, strict=True)
+                self.views.update({own: view for own, view in found if view})
             elif step.primitive.name == "scan" and not in_turns:
                 self._scan(step, seen, reached)
-            elif len(seen) == 1 and (view := self._viewed(step, seen[0])):
-                self._view({step.results[0]: view})
             else:
                 self._read(step, seen, reached)
 
-    def _view(self, views: Mapping[int, View | None]) -> None:
-        self.views.update({own: view for own, view in views.items() if view})
-
-    def _viewed(self, step: Step, view: Any) -> View | None:
-        """What a step makes of a view; None if that is no view."""
-        params, (result, *_) = step.params, step.results
-        shape = self._types[result].shape
-        match step.primitive.name:
-            case "convert_element_type" if jnp.issubdtype(
-                params["new_dtype"], jnp.floating
-            ):
-                return view.cast(params["new_dtype"])
+    def _viewed(
+        self, step: Step, seen: Sequence[View | None]
+    ) -> Sequence[View | None] | None:
+        """The views that a step makes, one a result; None if it does more."""
+        name, params = step.primitive.name, step.params
+        if name == "optimization_barrier":
+            return seen
+        view = seen[0]
+        if len(seen) != 1 or view is None:
+            return None
+        shape = self._types[step.results[0]].shape
+        found: Sequence[View | None]
+        match name:
+            case "convert_element_type" if _is_floating(params["new_dtype"]):
+                found = [view.cast(params["new_dtype"])]
             case "reshape" if params["dimensions"] is None:
-                return view.reshaped(shape)
+                found = [view.reshaped(shape)]
             case "squeeze":
-                return view.reshaped(shape)
+                found = [view.reshaped(shape)]
             case "broadcast_in_dim" if _is_order_kept(view.shape, shape):
-                return view.reshaped(shape)
+                found = [view.reshaped(shape)]
             case "transpose":
-                return view.transposed(params["permutation"])
-            case name if name in _UNCHANGED:
-                return view
-        return None
+                found = [view.transposed(params["permutation"])]
+            case "slice" if set(params["strides"] or (1,)) == {1}:
+                found = [
+                    _sliced(view, params["start_indices"], params["limit_indices"])
+                ]
+            case "split":
+                stops = itertools.accumulate(params["sizes"])
+                found = [
+                    view.sliced(params["axis"], stop - size, stop)
+                    for size, stop in zip(params["sizes"], stops, strict=True)
+                ]
+            case _ if name in _UNCHANGED:
+                found = [view]
+            case _:
+                return None
+        return None if None in found else found
 
     def _read(self, step: Step, seen: Sequence[View | None], reached: set[int]) -> None:
         """Notes a step that does more with weights than to view them."""
@@ -159,10 +210,17 @@ class _Finder:
                 problem = "puts weights together"
             elif len(seen) == 2 and step.operands[1 - position] in reached:
                 product = product_of(step, position, view)
-            if product is not None:
+            if product is not None and not product.features:
+                problem = "has one input alone for each output"
+            elif product is not None and not self._is_real(product.inputs):
+                problem = "multiplies it by complex numbers"
+            elif product is not None:
                 self.products[step.results[0]] = product
                 problem = ""
-            self._note(view, step, problem)
+            self._note(view if product is None else product.view, step, problem)
+
+    def _is_real(self, variable: int) -> bool:
+        return not jnp.issubdtype(self._types[variable].dtype, jnp.complexfloating)
 
     def _scan(self, step: Step, seen: Sequence[View | None], reached: set[int]) -> None:
         """Follows weights into a loop: a layer of each, or the same in every turn."""
@@ -191,25 +249,26 @@ class _Finder:
             if output in self.views:
                 self._note(self.views[output], step, "returns it")
         if len(self.products) > known:
-            self.loops[step.results[0]] = is_layered
+            self.loops[id(step)] = is_layered
 
     def _note(self, view: View, step: Step, problem: str) -> None:
         reader = f"{step.primitive.name} at {step.source}"
-        self._uses.setdefault(view.leaf, []).append((reader, problem))
+        self._uses.setdefault(view.leaf, []).append(_Use(view, reader, problem))
 
     def check(self, selected: Mapping[int, str]) -> None:
-        """Refuses weights that are not read by exactly one product."""
+        """Refuses weights that are not read by one product, or by one a layer."""
         problems = []
         for leaf, name in selected.items():
             uses = self._uses.get(leaf, [])
             if not uses:
                 problems.append(f"{name!r}: no output depends on it")
-            elif len(uses) > 1:
-                readers = " and by ".join(reader for reader, _ in uses)
-                problems.append(f"{name!r}: it is read more than once, by {readers}")
-            elif uses[0][1]:
-                reader, problem = uses[0]
+            elif len(uses) == 1 and uses[0].problem:
+                _, reader, problem = uses[0]
                 problems.append(f"{name!r}: it goes into {reader}, which {problem}")
+            elif any(use.problem for use in uses) or not _is_each_layer_once(uses):
+                times = "more than once" if len(uses) > 1 else "in part"
+                readers = " and by ".join(use.reader for use in uses)
+                problems.append(f"{name!r}: it is read {times}, by {readers}")
         if problems:
             several = "\n".join(f"  {problem}" for problem in problems)
             raise ValueError(
@@ -217,6 +276,17 @@ class _Finder:
                 f"alone must read:\n{several}\nLeave them dense by `where`, or by a "
                 "rule before the others: Rule(None, where=...)."
             )
+
+
+def _is_each_layer_once(uses: Sequence[_Use]) -> bool:
+    """Whether slices of a weight are all of it, each read once."""
+    views = [use.view for use in uses]
+    first = views[0]
+    if any((own.sizes, own.layers) != (first.sizes, first.layers) for own in views):
+        return False
+    counts = zip(shape_of(first.layers, first.sizes), first.places, strict=True)
+    wanted = math.prod(count for count, place in counts if place is not None)
+    return len({own.places for own in views}) == len(views) == wanted
 
 
 def _reach(
@@ -230,6 +300,19 @@ def _reach(
             if not reached.isdisjoint(step.operands):
                 reached.update(step.results)
         reached.update(inner for inner, output in carried if output in reached)
+
+
+def _sliced(view: View, starts: Sequence[int], stops: Sequence[int]) -> View | None:
+    """A slice of a view; None if it is no part of equal parts."""
+    sliced: View | None = view
+    for axis, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        if sliced is not None and (start, stop) != (0, view.shape[axis]):
+            sliced = sliced.sliced(axis, start, stop)
+    return sliced
+
+
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _is_order_kept(before: Sequence[int], after: Sequence[int]) -> bool:

@@ -19,7 +19,7 @@ def largest(
     """Marks the largest scores of every slice; of equal ones the first.
 
     Args:
-      scores: float32, not negative.
+      scores: floating, not negative.
       kept: uint32 scalar, how many of each slice.
       slice_axes: the axes along which slices lie.
       live: bool of their shape, what may be marked at all; None for all.
@@ -32,7 +32,7 @@ def largest(
         (scores, live),
         first=None,
         make_keys=ranking_keys,
-        dtype=np.dtype(np.float32),
+        dtype=np.dtype(scores.dtype),
         slice_axes=slice_axes,
         shard=whole(scores.shape),
     )
@@ -43,5 +43,5 @@ def largest(
 def largest_of_groups(scores: jax.Array, axis: int, of: int, keep: int) -> jax.Array:
     """Marks the largest scores of every group of neighbours along an axis."""
     live = jnp.ones_like(scores, dtype=bool)
-    keys = ranking_keys(scores, live, np.dtype(np.float32))
+    keys = ranking_keys(scores, live, np.dtype(scores.dtype))
     return largest_in_groups(keys, axis, of, jnp.int32(keep))

@@ -105,13 +105,17 @@ class SparseGPT(CalibratedMethod):
         kept = np.diff(upto.astype(np.int64), prepend=0).astype(np.uint32)
         n_of_m = None if pattern is None else (pattern.keep, pattern.of)
         is_dead = jnp.diagonal(statistic, axis1=1, axis2=2) == 0
-        return _prune(weights, factor, is_dead, kept, block, n_of_m)
+        narrow = weights.astype(jnp.float32)
+        new, mask = _prune(narrow, factor, is_dead, kept, block, n_of_m)
+        # What did not change keeps the digits of a wider dtype.
+        return jnp.where(new == narrow, weights, new), mask
 
     def _factor(self, gram: jax.Array, name: str) -> jax.Array:
         """The upper Cholesky factor of the inverse: [groups, inputs, inputs]."""
         damping = self.damping
         for _ in range(_ATTEMPTS):
-            factor = _inverse_factor(gram, damping)
+            with jax.debug_nans(False):  # it is looked at right here
+                factor = _inverse_factor(gram, damping)
             if bool(jnp.isfinite(factor).all()):
                 return factor
             damping = max(10 * damping, _LEAST_DAMPING)

@@ -31,7 +31,8 @@ class View:
       sizes: the sizes of the parameter's dimensions, in row-major order.
       owners: for each dimension, the axis of the parameter that it is a part of.
       axes: of the value.
-      layers: the axes that loops took one index of, the outermost loop first.
+      layers: the axes of which it has one index alone, by a slice or in a loop.
+      places: these indices; None where each turn of a loop takes another one.
       dtypes: the dtypes to which the numbers were cast, in order.
     """
 
@@ -40,6 +41,7 @@ class View:
     owners: tuple[int, ...]
     axes: Axes
     layers: Axes = ()
+    places: tuple[int | None, ...] = ()
     dtypes: tuple[Any, ...] = ()
 
     @classmethod
@@ -64,9 +66,41 @@ class View:
         return dataclasses.replace(self, axes=tuple(self.axes[axis] for axis in order))
 
     def layer(self) -> View:
-        """One layer of the value, an index of its first axis."""
+        """What a turn of a loop sees: one index of the first axis."""
         first, *axes = self.axes
-        return dataclasses.replace(self, axes=tuple(axes), layers=(*self.layers, first))
+        return dataclasses.replace(
+            self,
+            axes=tuple(axes),
+            layers=(*self.layers, first),
+            places=(*self.places, None),
+        )
+
+    def sliced(self, axis: int, start: int, stop: int) -> View | None:
+        """A part of an axis, if the axis can be cut into parts of that length.
+
+        Examples:
+          >>> half = View.of(0, (6, 8)).sliced(1, 4, 8)  # the second half
+          >>> half.shape, half.layers, half.places
+          ((6, 4), ((1,),), (1,))
+        """
+        shape, length = list(self.shape), stop - start
+        if not length or shape[axis] % length or start % length:
+            return None
+        shape[axis : axis + 1] = [shape[axis] // length, length]
+        view = self.reshaped(shape)
+        if view is None:
+            return None
+        return dataclasses.replace(
+            view,
+            axes=(*view.axes[:axis], *view.axes[axis + 1 :]),
+            layers=(*view.layers, view.axes[axis]),
+            places=(*view.places, start // length),
+        )
+
+    def indices(self, turns: Sequence[int]) -> tuple[int, ...]:
+        """The index of each of `layers`, in these turns of the loops around it."""
+        of_loops = iter(turns)
+        return tuple(next(of_loops) if x is None else x for x in self.places)
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
         """The value in another shape, dimensions split where that needs it.
@@ -136,17 +170,12 @@ class View:
         taken = {own for dimensions in self.layers for own in dimensions}
         return (tuple(own for own in range(len(self.sizes)) if own not in taken),)
 
-    def flat(self, parameter: jax.Array, indices: Sequence[int]) -> jax.Array:
-        """The numbers of one layer of the parameter, [weights].
-
-        Args:
-          parameter: the whole parameter.
-          indices: one of each axis in `layers`.
-        """
+    def flat(self, parameter: jax.Array, turns: Sequence[int]) -> jax.Array:
+        """The numbers of one layer of the parameter, [weights]."""
         whole = (tuple(range(len(self.sizes))),)
         axes = (*self.layers, *self.flat_axes)
         layers = rearranged(parameter, self.sizes, whole, axes)
-        return _layer(layers, tuple(indices))
+        return _layer(layers, self.indices(turns))
 
     def value(self, flat: jax.Array) -> jax.Array:
         """The value, from the flat numbers of its layer."""

@@ -25,19 +25,19 @@ class Visit(NamedTuple):
     Attributes:
       product: the product that reads it.
       axes: the axes along which a method sees it.
-      layers: the index of its layer in each loop around it.
+      turns: those of the loops around it.
       statistic: the sum of those of all batches.
     """
 
     product: Product
     axes: Axes
-    layers: tuple[int, ...]
+    turns: tuple[int, ...]
     statistic: jax.Array
 
     @property
     def place(self) -> tuple[Product, Axes, tuple[int, ...]]:
         """What tells the weight from all others."""
-        return self.product, self.axes, self.layers
+        return self.product, self.axes, self.turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,48 +75,51 @@ class Walk:
         Yields:
           One visit a weight and layer, in the order of the function.
         """
-        traces: dict[Any, Trace] = {}
         evaluations: dict[Any, Evaluation] = {}
         runs, orders = [], []
         leaves = jax.tree.leaves(params)
         for batch in batches:
             inputs, treedef = jax.tree.flatten(batch)
             key = (treedef, tuple(map(jax.typeof, inputs)))
-            if key not in traces:
-                traces[key] = trace(fn, params, (batch,))
-                reads = find_reads(traces[key], self.selected)
-                orders.append(list(reads.places(traces[key].program)))
+            if key not in evaluations:
+                traced = _traced(fn, params, batch)
+                reads = find_reads(traced, self.selected)
+                orders.append(list(reads.places(traced.program)))
                 evaluations[key] = Evaluation(
-                    traces[key],
-                    reads,
-                    self._of_rows,
-                    self.axes_of,
-                    self.weights.value,
+                    traced, reads, self._of_rows, self.axes_of, self.weights.value
                 )
-            runs.append(evaluations[key].run(traces[key].program, [*leaves, *inputs]))
+            runs.append(evaluations[key].stops([*leaves, *inputs]))
         if any(order != orders[0] for order in orders):
             raise ValueError(
-                "fn reads its parameters in another order for batches of other shapes; "
-                "give batches of one shape."
+                "fn reads its parameters in another order, or along other axes, for "
+                "batches of other shapes; give batches of one shape."
             )
-        for leaf, _ in _track(orders[0], progress):
+        for place in _track(orders[0], progress):
             stop, total = _next_stop(runs)
             if not bool(jnp.isfinite(total).all()):
                 raise ValueError(
-                    f"the inputs of {self.selected[leaf]!r} are not finite, or their "
-                    "squares are too large for float32."
+                    f"the inputs of {self.selected[place.leaf]!r} are not finite, or "
+                    "their squares are too large for float32."
                 )
-            yield Visit(stop.product, self.axes_of(stop.product), stop.layers, total)
+            yield Visit(stop.product, self.axes_of(stop.product), stop.turns, total)
 
     def _of_rows(self, rows: jax.Array) -> jax.Array:
         """The statistic of the rows of one batch."""
         if not rows.shape[1]:
-            raise ValueError("a batch has no samples; leave it out.")
+            raise ValueError(
+                "a batch has no samples, or images that are smaller than a kernel; "
+                "leave it out."
+            )
         return self.statistic(rows.astype(jnp.float32))
 
 
-def as_batches(batches: Iterable[Any]) -> list[Any]:
-    """A user's batches as a list of trees of arrays."""
+def as_batches(batches: Iterable[Any], name: str) -> list[Any]:
+    """A user's batches as a list of trees of arrays.
+
+    Args:
+      batches: what the user gave.
+      name: of the function that takes them.
+    """
     if hasattr(batches, "shape") or isinstance(batches, dict | str):
         raise ValueError(
             f"batches is one {type(batches).__name__}; give a list of batches, each of "
@@ -130,6 +133,14 @@ def as_batches(batches: Iterable[Any]) -> list[Any]:
         ) from None
     if not found:
         raise ValueError("batches is empty; at least one batch is needed.")
+    for number, batch in enumerate(found):
+        for leaf in jax.tree.leaves(batch):
+            if is_traced(leaf):
+                raise ValueError(f"batch {number} is traced; call {name} outside jit.")
+            if isinstance(leaf, jax.ShapeDtypeStruct | str):
+                raise ValueError(
+                    f"batch {number} has {leaf!r}, which is no array; give numbers."
+                )
     return [jax.tree.map(jnp.asarray, batch) for batch in found]
 
 
@@ -150,6 +161,18 @@ def check_arrays(leaves: Sequence[Leaf], name: str) -> None:
                 f"parameter {leaf.name!r} is a shape without values; {name} needs the "
                 "parameters themselves."
             )
+
+
+def _traced(fn: Callable[..., Any], params: Any, batch: Any) -> Trace:
+    """The function as a program, refused if it is known in an outer one alone."""
+    if not callable(fn):
+        raise ValueError(
+            f"fn is {fn!r}; it must be a function of the parameters and one batch."
+        )
+    traced = trace(fn, params, (batch,))
+    if any(is_traced(value) for _, value in traced.program.constants):
+        raise ValueError("fn closes over a traced value; call this outside jit.")
+    return traced
 
 
 def _next_stop(runs: Sequence[Iterator[Stop]]) -> tuple[Stop, jax.Array]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from gradprune_jax._calibration.products import Product
 from gradprune_jax._calibration.views import Axes, View
 from gradprune_jax._layouts import replicated
+from gradprune_jax._scores import score_dtype
 
-Layers = tuple[int, ...]
+Turns = tuple[int, ...]
+Key = tuple[int, tuple[int, ...]]  # a leaf and the indices of its layer
 
 
 class Weights:
@@ -28,43 +31,48 @@ class Weights:
         self._parameters = parameters
         self._views: dict[int, View] = {}
         # The flat numbers of each layer: new weights, and masks or whatever was found.
-        self._new: dict[tuple[int, Layers], jax.Array] = {}
-        self._found: dict[tuple[int, Layers], jax.Array] = {}
+        self._new: dict[Key, jax.Array] = {}
+        self._found: dict[Key, jax.Array] = {}
 
-    def value(self, view: View, layers: Layers, spec: Any) -> jax.Array:
+    def value(self, view: View, turns: Turns, spec: Any) -> jax.Array:
         """What a program reads as a view of a weight; the new one once it is pruned.
 
         Args:
           view: the view.
-          layers: the index of its layer in each loop.
+          turns: those of the loops around it.
           spec: how its type says that it is laid out, in explicit sharding mode.
         """
-        value = _value(view, self._flat(view, layers))
+        value = _value(view, self._flat(view, turns))
         if not any(spec):
             return value
         sharding: Any = self._parameters[view.leaf].sharding
         return jax.device_put(value, NamedSharding(sharding.mesh, spec))
 
-    def matrix(self, product: Product, axes: Axes, layers: Layers) -> jax.Array:
-        """The weights of a product along other axes, in the parameter's dtype."""
-        view = product.view
-        return view.along(self._flat(view, layers), axes)
+    def matrix(self, product: Product, axes: Axes, turns: Turns) -> jax.Array:
+        """The weights of a product along other axes, in float32 or wider."""
+        matrix = product.view.along(self._flat(product.view, turns), axes)
+        return matrix.astype(score_dtype(matrix.dtype))
 
     def replace(
-        self, product: Product, axes: Axes, layers: Layers, matrix: jax.Array
+        self, product: Product, axes: Axes, turns: Turns, matrix: jax.Array
     ) -> None:
-        """Puts new weights in the place of those of a product."""
-        key = (product.view.leaf, layers)
+        """Puts new weights in the place of those of a product, in their dtype."""
         dtype = self._parameters[product.view.leaf].dtype
-        self._new[key] = product.view.flattened(matrix.astype(dtype), axes)
+        largest = float(jnp.finfo(dtype).max)
+        if largest < jnp.finfo(matrix.dtype).max:
+            within = jnp.clip(matrix, -largest, largest)
+            matrix = jnp.where(jnp.isfinite(matrix), within, matrix)
+        self._new[_key(product.view, turns)] = product.view.flattened(
+            matrix.astype(dtype), axes
+        )
 
     def note(
-        self, product: Product, axes: Axes, layers: Layers, matrix: jax.Array
+        self, product: Product, axes: Axes, turns: Turns, matrix: jax.Array
     ) -> None:
         """Keeps something of the shape of a product's weights: a mask, or norms."""
-        leaf = product.view.leaf
-        self._views[leaf] = product.view
-        self._found[leaf, layers] = product.view.flattened(matrix, axes)
+        self._views[product.view.leaf] = product.view
+        flat = product.view.flattened(matrix, axes)
+        self._found[_key(product.view, turns)] = flat
 
     def new(self) -> dict[int, Any]:
         """The new parameters, by their positions."""
@@ -74,22 +82,27 @@ class Weights:
         """What was kept of each parameter, in arrays of their shapes."""
         return self._whole(self._found)
 
-    def _flat(self, view: View, layers: Layers) -> jax.Array:
-        known = self._new.get((view.leaf, layers))
+    def _flat(self, view: View, turns: Turns) -> jax.Array:
+        known = self._new.get(_key(view, turns))
         if known is not None:
             return known
-        return view.flat(replicated(self._parameters[view.leaf]), layers)
+        return view.flat(replicated(self._parameters[view.leaf]), turns)
 
-    def _whole(self, flats: Mapping[tuple[int, Layers], jax.Array]) -> dict[int, Any]:
+    def _whole(self, flats: Mapping[Key, jax.Array]) -> dict[int, Any]:
         """The layers of each parameter, put together and laid out as it was."""
-        keys = sorted(flats)
         whole = {}
-        for leaf, own in itertools.groupby(keys, key=lambda key: key[0]):
+        for leaf, keys in itertools.groupby(sorted(flats), key=lambda key: key[0]):
             parameter = self._parameters[leaf]
-            layers = [flats[key] for key in own]
+            layers = [flats[key] for key in keys]
             array = self._views[leaf].whole(layers, parameter.shape)
-            whole[leaf] = jax.device_put(array, parameter.sharding)
+            if parameter.committed:
+                array = jax.device_put(array, parameter.sharding)
+            whole[leaf] = array
         return whole
+
+
+def _key(view: View, turns: Sequence[int]) -> Key:
+    return view.leaf, view.indices(turns)
 
 
 @functools.partial(jax.jit, static_argnums=0)
