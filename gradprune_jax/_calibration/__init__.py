@@ -1,12 +1,13 @@
 """Calibration: pruning with the inputs that really reach each weight.
 
-A function is traced, and every selected weight is followed through casts, reshapes and
-transposes (`views`) to the one product that multiplies it by inputs (`products`,
-`reads`). The function is cut into pieces at these products and run piece by piece on
-all batches (`evaluation`, `walk`); at each stop the weight is replaced (`weights`) by
-what a method makes of it and of its inputs (`method`: `wanda`, `sparse_gpt`), so that
-all that follows is computed from pruned weights. `pruning` and `norms` are what users
-call.
+A function is traced, and every selected weight is followed through casts, reshapes,
+transposes and slices (`views`, `view_steps`) to the one product that multiplies it by
+inputs (`products`, `reads`). The function is cut at these products (`pieces`) and run
+piece by piece on all batches (`evaluation`, `walk`). At each stop the weight is
+replaced (`weights`) by what a method makes of it and of its inputs (`method`: `wanda`,
+`sparse_gpt`, with the exact top k by `selection`), so that all that follows is computed
+from pruned weights. `targets` says how sparse each becomes. `pruning` and `norms` are
+what users call.
 
 Glossary:
 
@@ -16,11 +17,11 @@ Glossary:
 - sample: one row of inputs: a token, an image, a patch of an image.
 - statistic: what is summed over all samples of a weight's inputs.
 - dimension: a part of an axis of a parameter, as reshapes split it.
-- layer: one index of a stacked parameter, in a loop over all of them.
+- layer: one index of a stacked parameter, by a slice or in a loop over all of them.
+- turn: of a loop, which is what tells the layer there.
 """
 
 from gradprune_jax._calibration.method import CalibratedMethod as CalibratedMethod
-from gradprune_jax._calibration.method import Target as Target
 from gradprune_jax._calibration.norms import input_norms as input_norms
 from gradprune_jax._calibration.pruning import prune_calibrated as prune_calibrated
 from gradprune_jax._calibration.sparse_gpt import SparseGPT as SparseGPT

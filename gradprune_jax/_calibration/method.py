@@ -16,11 +16,13 @@ class Target(NamedTuple):
       name: the path of the parameter.
       sparsity: the fraction of zeros, in [0, 1].
       pattern: N:M along the inputs; None for unstructured sparsity.
+      axis: of the parameter, along which groups of N:M lie.
     """
 
     name: str
     sparsity: float
     pattern: NM | None
+    axis: int | None = None
 
 
 class CalibratedMethod:

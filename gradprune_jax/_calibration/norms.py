@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gradprune_jax._calibration.walk import Walk, as_batches, check_arrays
+from gradprune_jax._calibration.wanda import Wanda
 from gradprune_jax._calibration.weights import Weights
 from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
@@ -64,7 +65,7 @@ def input_norms(
     own = selected_leaves(rule, params)
     weights = Weights({i: jnp.asarray(leaves[i].value) for i in own})
     names = {i: leaves[i].name for i in own}
-    walk = Walk(weights, names, _squares, lambda product: product.axes())
+    walk = Walk(weights, names, Wanda().statistic, lambda product: product.axes())
     for visit in walk.visits(fn, params, as_batches(batches, "input_norms"), progress):
         shape = weights.matrix(*visit.place).shape
         norms = jnp.broadcast_to(jnp.sqrt(visit.statistic)[:, None, :], shape)
@@ -74,8 +75,3 @@ def input_norms(
     return treedef.unflatten(
         [found.get(i, optax.MaskedNode()) for i in range(len(leaves))]
     )
-
-
-def _squares(rows: jax.Array) -> jax.Array:
-    """The sum of squares of every input: [groups, inputs]."""
-    return jnp.sum(jnp.square(rows), axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,22 +11,13 @@ import numpy as np
 import optax
 
 from gradprune_jax._calibration.method import CalibratedMethod, Target
-from gradprune_jax._calibration.products import Product
-from gradprune_jax._calibration.views import Axes
+from gradprune_jax._calibration.targets import axes_of, rules_of, targets_of
 from gradprune_jax._calibration.walk import Walk, as_batches, check_arrays
 from gradprune_jax._calibration.wanda import Wanda
 from gradprune_jax._calibration.weights import Weights
-from gradprune_jax._checks import (
-    as_number,
-    check_sparsity,
-    is_traced,
-    may_be_nonzero,
-)
-from gradprune_jax._mask_update import kept_in_the_end, slices_of_leaf
-from gradprune_jax._rules import Rule, ScheduleOrRules, Where, as_rules, assign
-from gradprune_jax._schedules import extremes, is_concrete, one_shot_schedule
-from gradprune_jax._structures import NM, Structure, Unstructured
-from gradprune_jax._tree import Leaf, named_leaves
+from gradprune_jax._rules import ScheduleOrRules, Where
+from gradprune_jax._structures import Structure
+from gradprune_jax._tree import named_leaves
 
 
 def prune_calibrated(
@@ -95,28 +86,18 @@ def prune_calibrated(
       [SparseGPT](https://arxiv.org/abs/2301.00774), 2023.
     """
     method = _check_method(method)
-    rules = _as_rules(schedule_or_rules_or_sparsity, where=where, structure=structure)
     leaves = named_leaves(params)
     check_arrays(leaves, "prune_calibrated")
-    assigned = assign(rules, leaves)
-    targets: dict[int, Target] = {}
-    pattern_axes: dict[int, int | None] = {}
-    for position, rule in enumerate(rules):
-        own = [i for i, winner in enumerate(assigned) if winner == position]
-        targets |= _targets_of(rule, leaves, own)
-        pattern_axes |= {i: _pattern_axis(rule, leaves[i]) for i in own}
-    if not targets:
-        raise ValueError("every rule leaves its parameters dense: none has a schedule.")
-
-    def axes_of(product: Product) -> Axes:
-        axis = pattern_axes[product.view.leaf]
-        _check_pattern_axis(product, axis, targets[product.view.leaf])
-        return product.axes(axis)
-
-    weights = Weights({i: jnp.asarray(leaves[i].value) for i in targets})
-    names = {i: target.name for i, target in targets.items()}
-    walk = Walk(weights, names, method.statistic, axes_of)
     given = as_batches(batches, "prune_calibrated")
+    rules = rules_of(schedule_or_rules_or_sparsity, where=where, structure=structure)
+    targets = targets_of(rules, leaves)
+    weights = Weights({i: jnp.asarray(leaves[i].value) for i in targets})
+    walk = Walk(
+        weights,
+        {i: target.name for i, target in targets.items()},
+        method.statistic,
+        lambda product: axes_of(product, targets[product.view.leaf]),
+    )
     for visit in walk.visits(fn, params, given, progress):
         target = targets[visit.product.view.leaf]
         matrix = weights.matrix(*visit.place)
@@ -133,6 +114,17 @@ def prune_calibrated(
     ]
     kept = [masks.get(i, optax.MaskedNode()) for i in range(len(leaves))]
     return treedef.unflatten(values), treedef.unflatten(kept)
+
+
+def _check_method(method: Any) -> CalibratedMethod:
+    """Refuses what has not the two functions of a method."""
+    method = Wanda() if method is None else method
+    if isinstance(method, type) or not isinstance(method, CalibratedMethod):
+        raise ValueError(
+            f"method is {method!r}; it must be Wanda(), SparseGPT(), or a "
+            "CalibratedMethod of your own."
+        )
+    return method
 
 
 def _beside(statistic: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -170,99 +162,3 @@ def _as_given(leaf: Any, new: jax.Array, mask: jax.Array) -> Any:
     unchanged = host == leaf.astype(host.dtype)
     kept = np.where(unchanged, leaf, host.astype(leaf.dtype))
     return np.where(np.asarray(mask), kept, np.zeros_like(leaf))
-
-
-def _as_rules(given: Any, **fields: Any) -> tuple[Rule, ...]:
-    """The rules that a user wrote as a sparsity, a schedule, or rules."""
-    if is_traced(given):
-        raise ValueError("the sparsity is traced; call prune_calibrated outside jit.")
-    if as_number(given) is not None:
-        given = one_shot_schedule(check_sparsity("sparsity", given), 0)
-    rules = as_rules(given, **fields)
-    for rule in rules:
-        _check_rule(rule)
-    return rules
-
-
-def _check_rule(rule: Rule) -> None:
-    """Refuses what a rule may say of pruning without inputs alone."""
-    if not isinstance(rule.structure or Unstructured(), Unstructured | NM):
-        raise ValueError(
-            f"structure is {rule.structure!r} ({rule}); with inputs weights are pruned "
-            "unstructured or in groups of NM."
-        )
-    if rule.allocation == "global":
-        raise ValueError(
-            f"allocation is 'global' ({rule}), which compares weights that are pruned "
-            "one after the other; give 'uniform' or 'erk'."
-        )
-    if rule.score is not None:
-        raise ValueError(
-            f"score is {rule.score!r} ({rule}); with inputs the method ranks weights. "
-            "Leave it out, or use prune with a score of input_norms."
-        )
-    if may_be_nonzero(rule.min_per_channel):
-        raise ValueError(
-            f"min_per_channel is {rule.min_per_channel!r} ({rule}), a floor that no "
-            "method keeps; leave it out. Wanda keeps as many weights of every output."
-        )
-    if rule.schedule is not None and not is_concrete(rule.schedule):
-        raise ValueError(
-            f"the schedule of the rule ({rule}) is traced; call prune_calibrated "
-            "outside jit."
-        )
-
-
-def _check_method(method: Any) -> CalibratedMethod:
-    """Refuses what has not the two functions of a method."""
-    method = Wanda() if method is None else method
-    if isinstance(method, type) or not isinstance(method, CalibratedMethod):
-        raise ValueError(
-            f"method is {method!r}; it must be Wanda(), SparseGPT(), or a "
-            "CalibratedMethod of your own."
-        )
-    return method
-
-
-def _targets_of(
-    rule: Rule, leaves: Sequence[Leaf], own: Sequence[int]
-) -> dict[int, Target]:
-    """How sparse one rule makes each of its leaves."""
-    if rule.schedule is None or not own:
-        return {}
-    sparsities = [max(sparsity for sparsity, _ in extremes(rule.schedule))] * len(own)
-    if rule.allocation == "erk":
-        slices = [slices_of_leaf(rule, leaves[i].value.shape) for i in own]
-        kept = iter(kept_in_the_end(rule, [each for leaf in slices for each in leaf]))
-        sparsities = [
-            np.float32(
-                1 - sum(next(kept) for _ in leaf) / max(sum(e.units for e in leaf), 1)
-            )
-            for leaf in slices
-        ]
-    pattern = rule.structure if isinstance(rule.structure, NM) else None
-    return {
-        i: Target(leaves[i].name, float(sparsity), pattern)
-        for i, sparsity in zip(own, sparsities, strict=True)
-    }
-
-
-def _pattern_axis(rule: Rule, leaf: Leaf) -> int | None:
-    """The axis of a leaf along which the groups of N:M lie; None without N:M."""
-    if not isinstance(rule.structure, NM):
-        return None
-    axes = [*range(len(leaf.value.shape))]
-    if rule.stack_axis is not None:
-        axes.remove(axes[rule.stack_axis])
-    return axes[rule.structure.axis]
-
-
-def _check_pattern_axis(product: Product, axis: int | None, target: Target) -> None:
-    """Refuses groups of N:M that do not lie along inputs."""
-    if axis is not None and axis not in product.input_axes:
-        axes = " and ".join(map(str, product.input_axes))
-        raise ValueError(
-            f"the groups of {target.pattern!r} lie along axis {axis} of "
-            f"{target.name!r}, whose inputs lie along axis {axes} ({product.name}); "
-            "give NM that axis."
-        )

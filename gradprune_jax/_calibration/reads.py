@@ -15,13 +15,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from gradprune_jax._calibration.products import Product, product_of
+from gradprune_jax._calibration.view_steps import views_after
 from gradprune_jax._calibration.views import View, shape_of
 from gradprune_jax._program import Program, Step, Trace
-
-# Steps that leave their one operand as it is.
-_UNCHANGED = frozenset(
-    {"copy", "name", "sharding_constraint", "reshard", "mesh_cast", "pvary"}
-)
 
 
 class Place(NamedTuple):
@@ -153,7 +149,7 @@ class _Finder:
             seen = [self.views.get(operand) for operand in step.operands]
             if not any(seen):
                 continue
-            views = self._viewed(step, seen)
+            views = views_after(step, seen, self._types)
             if views is not None:
                 found = zip(step.results, views, strict=True)
                 self.views.update({own: view for own, view in found if view})
@@ -161,45 +157,6 @@ class _Finder:
                 self._scan(step, seen, reached)
             else:
                 self._read(step, seen, reached)
-
-    def _viewed(
-        self, step: Step, seen: Sequence[View | None]
-    ) -> Sequence[View | None] | None:
-        """The views that a step makes, one a result; None if it does more."""
-        name, params = step.primitive.name, step.params
-        if name == "optimization_barrier":
-            return seen
-        view = seen[0]
-        if len(seen) != 1 or view is None:
-            return None
-        shape = self._types[step.results[0]].shape
-        found: Sequence[View | None]
-        match name:
-            case "convert_element_type" if _is_floating(params["new_dtype"]):
-                found = [view.cast(params["new_dtype"])]
-            case "reshape" if params["dimensions"] is None:
-                found = [view.reshaped(shape)]
-            case "squeeze":
-                found = [view.reshaped(shape)]
-            case "broadcast_in_dim" if _is_order_kept(view.shape, shape):
-                found = [view.reshaped(shape)]
-            case "transpose":
-                found = [view.transposed(params["permutation"])]
-            case "slice" if set(params["strides"] or (1,)) == {1}:
-                found = [
-                    _sliced(view, params["start_indices"], params["limit_indices"])
-                ]
-            case "split":
-                stops = itertools.accumulate(params["sizes"])
-                found = [
-                    view.sliced(params["axis"], stop - size, stop)
-                    for size, stop in zip(params["sizes"], stops, strict=True)
-                ]
-            case _ if name in _UNCHANGED:
-                found = [view]
-            case _:
-                return None
-        return None if None in found else found
 
     def _read(self, step: Step, seen: Sequence[View | None], reached: set[int]) -> None:
         """Notes a step that does more with weights than to view them."""
@@ -300,21 +257,3 @@ def _reach(
             if not reached.isdisjoint(step.operands):
                 reached.update(step.results)
         reached.update(inner for inner, output in carried if output in reached)
-
-
-def _sliced(view: View, starts: Sequence[int], stops: Sequence[int]) -> View | None:
-    """A slice of a view; None if it is no part of equal parts."""
-    sliced: View | None = view
-    for axis, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-        if sliced is not None and (start, stop) != (0, view.shape[axis]):
-            sliced = sliced.sliced(axis, start, stop)
-    return sliced
-
-
-def _is_floating(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating)
-
-
-def _is_order_kept(before: Sequence[int], after: Sequence[int]) -> bool:
-    """Whether a broadcast only adds axes of one element."""
-    return [n for n in before if n != 1] == [n for n in after if n != 1]
