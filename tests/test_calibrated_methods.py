@@ -394,6 +394,15 @@ def test_what_is_made_up_for_stays_within_a_narrow_dtype():
         np.testing.assert_array_equal(found, [0, jnp.finfo(dtype).max])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_a_weight_without_elements(method, shape):
+    params = {"kernel": np.zeros(shape, np.float32)}
+    x = np.ones((3, shape[0]), np.float32)
+    pruned, masks = gp.prune_calibrated(linear, params, [x], 0.5, method=method)
+    assert pruned["kernel"].shape == masks["kernel"].shape == shape
+
+
 def test_results_are_committed_as_the_parameters_were():
     params = {"kernel": jnp.asarray(weights_like(0, 16, 8))}
     x = inputs_like(1, 16, 16)

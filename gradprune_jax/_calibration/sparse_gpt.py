@@ -94,6 +94,8 @@ class SparseGPT(CalibratedMethod):
         self, weights: jax.Array, statistic: jax.Array, target: Target
     ) -> tuple[jax.Array, jax.Array]:
         """Prunes the columns in order, and spreads their errors."""
+        if not weights.size:
+            return weights, jnp.ones_like(weights, dtype=bool)
         factor = self._factor(statistic, target.name)
         _, outputs, inputs = weights.shape
         pattern = target.pattern
