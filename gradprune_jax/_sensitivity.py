@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._scores import AnyScore, Random
 from gradprune_jax._structures import CoupledChannels, Structure, check_pattern
-from gradprune_jax._tables import text_table
+from gradprune_jax._tables import text_table, track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def sensitivity(
         gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn, allow_int=True))(params))
     losses_of = jax.jit(jax.vmap(loss_fn))
     rows = []
-    for i in _track(own, progress):
+    for i in track(own, "sensitivity", shown=progress):
         pruned = list(copies)
         name = named[i].name if reads_name else ""  # else one program for all alike
         weights = jnp.asarray(leaves[i])
@@ -186,16 +186,3 @@ def _as_row(losses: jax.Array, sparsities: int) -> np.ndarray:
             "scalar."
         )
     return row
-
-
-def _track(items: Sequence[int], progress: bool) -> Iterable[int]:
-    """The items, with a progress bar if one is wanted."""
-    if not progress:
-        return items
-    try:
-        from rich.progress import track
-    except ImportError:
-        raise ImportError(
-            'progress needs rich: pip install "gradprune_jax[report]"'
-        ) from None
-    return track(items, "sensitivity")

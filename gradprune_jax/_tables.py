@@ -8,11 +8,13 @@ command line, which also gives its rows as JSON (`as_json`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Column, Table
+
+_Item = TypeVar("_Item")
 
 
 def text_table(
@@ -214,3 +216,20 @@ def _counts(rows: Sequence[Row]) -> dict[str, Any]:
         "nonzero": sum(row.nonzero for row in rows),
         "sparsity": sparsity_of(rows),
     }
+
+
+def track(items: Sequence[_Item], title: str, *, shown: bool) -> Iterable[_Item]:
+    """The items, with a progress bar if one is to be shown.
+
+    Raises:
+      ImportError: if it is, and rich is not installed.
+    """
+    if not shown:
+        return items
+    try:
+        from rich import progress
+    except ImportError:
+        raise ImportError(
+            'progress needs rich: pip install "gradprune_jax[report]"'
+        ) from None
+    return progress.track(items, title)

@@ -16,6 +16,7 @@ from gradprune_jax._calibration.views import Axes
 from gradprune_jax._calibration.weights import Weights
 from gradprune_jax._checks import is_traced
 from gradprune_jax._program import Trace, trace
+from gradprune_jax._tables import track
 from gradprune_jax._tree import Leaf
 
 
@@ -94,7 +95,7 @@ class Walk:
                 "fn reads its parameters in another order, or along other axes, for "
                 "batches of other shapes; give batches of one shape."
             )
-        for place in _track(orders[0], progress):
+        for place in track(orders[0], "calibration", shown=progress):
             stop, total = _next_stop(runs)
             if not bool(jnp.isfinite(total).all()):
                 raise ValueError(
@@ -185,16 +186,3 @@ def _next_stop(runs: Sequence[Iterator[Stop]]) -> tuple[Stop, jax.Array]:
     assert first is not None
     assert total is not None
     return first, total
-
-
-def _track(places: Sequence[Any], progress: bool) -> Iterable[Any]:
-    """The places, with a progress bar if one is wanted."""
-    if not progress:
-        return places
-    try:
-        from rich.progress import track
-    except ImportError:
-        raise ImportError(
-            'progress needs rich: pip install "gradprune_jax[report]"'
-        ) from None
-    return track(places, "calibration")
