@@ -102,6 +102,26 @@ def test_batches_of_other_sizes_are_one_sample_each_row(perceptron):
     jax.tree.map(np.testing.assert_array_equal, whole[1], uneven[1])
 
 
+def test_batches_of_several_inputs(perceptron):
+    params, x = perceptron
+    parts = np.split(x, 2)
+    _, wanted = gp.prune_calibrated(two_layers, params, [parts[0] * parts[1]], 0.5)
+
+    def of_two(params, x, y):
+        return two_layers(params, x * y)
+
+    def of_pair(params, pair):
+        return two_layers(params, pair[0] * pair[1])
+
+    def of_tree(params, batch):
+        return two_layers(params, batch["x"] * batch["y"])
+
+    tree = {"x": parts[0], "y": parts[1]}
+    for fn, batch in ((of_two, (*parts,)), (of_pair, (*parts,)), (of_tree, tree)):
+        _, masks = gp.prune_calibrated(fn, params, [batch], 0.5)
+        jax.tree.map(np.testing.assert_array_equal, masks, wanted)
+
+
 def attention(params, x):
     query, key, value = (
         jnp.einsum("bsi,ihd->bshd", x, params[name]["kernel"])

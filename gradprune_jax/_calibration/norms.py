@@ -37,7 +37,7 @@ def input_norms(
     Args:
       fn: maps the parameters and one batch to outputs, whichever they are.
       params: the parameters, plain or boxed.
-      batches: some batches of inputs, each as `fn` takes it.
+      batches: some batches of inputs, as of `prune_calibrated`.
       where: which parameters, see `Rule`; by default `is_weight`.
       progress: whether to show a progress bar, which needs rich.
 

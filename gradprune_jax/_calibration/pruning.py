@@ -50,8 +50,9 @@ def prune_calibrated(
       fn: maps the parameters and one batch to outputs, whichever they are. Nothing
         random belongs in it, and batch norm should use its stored statistics.
       params: the parameters, plain or boxed.
-      batches: some batches of inputs, each as `fn` takes it: an array or a tree of
-        arrays. A few hundred samples together are usual.
+      batches: some batches of inputs, each as `fn` takes it: an array, a tree of
+        arrays, or a tuple where `fn` takes several. A few hundred samples together are
+        usual.
       schedule_or_rules_or_sparsity: the fraction of zeros in [0, 1], or a schedule, of
         which the highest sparsity counts, or a rule or a list of them. Allocation is
         `"uniform"` or `"erk"`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -164,13 +165,28 @@ def check_arrays(leaves: Sequence[Leaf], name: str) -> None:
             )
 
 
+def _takes_several(fn: Callable[..., Any], batch: Any) -> bool:
+    """Whether a tuple is several inputs of a function, which can't take it as one."""
+    if not isinstance(batch, tuple):
+        return False
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # some functions of C have none
+        return False
+    try:
+        signature.bind(None, batch)
+    except TypeError:
+        return True
+    return False
+
+
 def _traced(fn: Callable[..., Any], params: Any, batch: Any) -> Trace:
     """The function as a program, refused if it is known in an outer one alone."""
     if not callable(fn):
         raise ValueError(
             f"fn is {fn!r}; it must be a function of the parameters and one batch."
         )
-    traced = trace(fn, params, (batch,))
+    traced = trace(fn, params, batch if _takes_several(fn, batch) else (batch,))
     if any(is_traced(value) for _, value in traced.program.constants):
         raise ValueError("fn closes over a traced value; call this outside jit.")
     return traced
