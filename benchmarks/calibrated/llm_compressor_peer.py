@@ -33,19 +33,15 @@ def main(given: str, out: str, method: str, sparsity: str, n: str, m: str) -> No
         else:
             gram = sgpt_sparsify.make_empty_hessian(layer)
             gram, _ = sgpt_sparsify.accumulate_hessian(inputs, layer, gram, 0)
-            _, new = (
-                0,
-                sgpt_sparsify.sparsify_weight(
-                    layer,
-                    {layer: gram},
-                    float(sparsity),
-                    block_size=128,
-                    dampening_frac=0.01,
-                    preserve_sparsity_mask=False,
-                    **pattern,
-                ),
+            _, new = sgpt_sparsify.sparsify_weight(  # the loss comes first
+                layer,
+                {layer: gram},
+                float(sparsity),
+                block_size=128,
+                dampening_frac=0.01,
+                preserve_sparsity_mask=False,
+                **pattern,
             )
-            new = new[1] if isinstance(new, tuple) else new
         pruned[name] = new.detach().numpy()
     np.savez(out, **pruned)
 

@@ -10,7 +10,7 @@ from benchmarks.calibrated.experiment import METHODS
 
 def perplexities(dense: float, rows: Sequence[dict[str, Any]]) -> str:
     """Test perplexities at once and after fine-tuning, one row a level."""
-    heads = [f"{name}" for name in METHODS] + [f"{name}, tuned" for name in METHODS]
+    heads = [*METHODS, *(f"{name}, tuned" for name in METHODS)]
     lines = [
         f"| test perplexity (dense {dense:.2f}) | {' | '.join(heads)} |",
         "|-|" + "-|" * len(heads),

@@ -150,51 +150,52 @@ def product_of(step: Step, position: int, view: View) -> Product | None:
     Returns:
       The product; None if the step is none, or the parameter is not its weight.
     """
-    variable, other = step.operands[position], step.operands[1 - position]
     if step.primitive.name == "dot_general":
-        contracted, batch = (
-            pair[position] for pair in step.params["dimension_numbers"]
-        )
-        own = (*contracted, *batch)
-        free = [axis for axis in range(len(view.axes)) if axis not in own]
-    elif step.primitive.name == "conv_general_dilated" and position == 1:
-        numbers, groups = (
-            step.params["dimension_numbers"],
-            step.params["feature_group_count"],
-        )
-        if step.params["batch_group_count"] != 1:
-            return None
-        outputs, inputs, *window = numbers.rhs_spec
-        shape = view.shape
-        split = view.transposed((outputs, inputs, *window)).reshaped(
-            (
-                groups,
-                shape[outputs] // groups,
-                shape[inputs],
-                *(shape[axis] for axis in window),
-            )
-        )
-        if split is None:
-            return None
-        # Along the kernel's own axes, with a finer list of dimensions.
-        merged: Any = (split.axes[0] + split.axes[1], *split.axes[2:])
-        order = [numbers.rhs_spec.index(axis) for axis in range(len(shape))]
-        view = dataclasses.replace(split, axes=tuple(merged[axis] for axis in order))
-        return Product(
-            step,
-            variable,
-            other,
-            view,
-            groups=split.axes[0],
-            outputs=split.axes[1],
-            features=tuple(own for axis in split.axes[2:] for own in axis),
-        )
-    else:
-        return None
+        return _product_of_dot(step, position, view)
+    is_kernel = step.primitive.name == "conv_general_dilated" and position == 1
+    if is_kernel and step.params["batch_group_count"] == 1:
+        return _product_of_convolution(step, view)
+    return None
 
-    def along(axes: Any) -> tuple[int, ...]:
+
+def _product_of_dot(step: Step, position: int, view: View) -> Product:
+    contracted, batch = (pair[position] for pair in step.params["dimension_numbers"])
+    own = (*contracted, *batch)
+    free = [axis for axis in range(len(view.axes)) if axis not in own]
+
+    def along(axes: Sequence[int]) -> tuple[int, ...]:
         return tuple(own for axis in axes for own in view.axes[axis])
 
     return Product(
-        step, variable, other, view, along(batch), along(free), along(contracted)
+        step,
+        step.operands[position],
+        step.operands[1 - position],
+        view,
+        groups=along(batch),
+        outputs=along(free),
+        features=along(contracted),
+    )
+
+
+def _product_of_convolution(step: Step, view: View) -> Product | None:
+    """Outputs are split in groups; None where dimensions can't be."""
+    spec, shape = step.params["dimension_numbers"].rhs_spec, view.shape
+    groups = step.params["feature_group_count"]
+    outputs, *others = (shape[axis] for axis in spec)
+    in_groups = (groups, outputs // groups, *others)
+    split = view.transposed(spec).reshaped(in_groups)
+    if split is None:
+        return None
+    # Along the kernel's own axes, with a finer list of dimensions.
+    merged = (split.axes[0] + split.axes[1], *split.axes[2:])
+    order = [spec.index(axis) for axis in range(len(shape))]
+    inputs, kernel = step.operands
+    return Product(
+        step,
+        kernel,
+        inputs,
+        dataclasses.replace(split, axes=tuple(merged[axis] for axis in order)),
+        groups=split.axes[0],
+        outputs=split.axes[1],
+        features=tuple(own for axis in split.axes[2:] for own in axis),
     )

@@ -165,6 +165,11 @@ class View:
         )
 
     @property
+    def _whole_axes(self) -> Axes:
+        """The one axis of the whole parameter as a flat array."""
+        return (tuple(range(len(self.sizes))),)
+
+    @property
     def flat_axes(self) -> Axes:
         """The axes of one layer as a flat array, in the parameter's own order."""
         taken = {own for dimensions in self.layers for own in dimensions}
@@ -172,9 +177,8 @@ class View:
 
     def flat(self, parameter: jax.Array, turns: Sequence[int]) -> jax.Array:
         """The numbers of one layer of the parameter, [weights]."""
-        whole = (tuple(range(len(self.sizes))),)
         axes = (*self.layers, *self.flat_axes)
-        layers = rearranged(parameter, self.sizes, whole, axes)
+        layers = rearranged(parameter, self.sizes, self._whole_axes, axes)
         return _layer(layers, self.indices(turns))
 
     def value(self, flat: jax.Array) -> jax.Array:
@@ -201,8 +205,8 @@ class View:
         """
         stacked = jnp.stack(layers).reshape(*shape_of(self.layers, self.sizes), -1)
         axes = (*self.layers, *self.flat_axes)
-        whole = (tuple(range(len(self.sizes))),)
-        return rearranged(stacked, self.sizes, axes, whole).reshape(shape)
+        whole = rearranged(stacked, self.sizes, axes, self._whole_axes)
+        return whole.reshape(shape)
 
 
 def shape_of(axes: Axes, sizes: Sequence[int]) -> tuple[int, ...]:
