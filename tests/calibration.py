@@ -2,6 +2,10 @@
 
 import numpy as np
 
+import gradprune_jax as gp
+
+METHODS = {"wanda": gp.Wanda(), "sparse_gpt": gp.SparseGPT(block_size=16)}
+
 
 def inputs_like(seed, samples, features):
     """Correlated inputs of different sizes, as activations are."""
@@ -66,3 +70,24 @@ def error(kernel, pruned, rows):
         rows.astype(np.float64) @ np.asarray(w, np.float64) for w in (kernel, pruned)
     )
     return np.linalg.norm(after - outputs) / np.linalg.norm(outputs)
+
+
+def numpy_pruned(name, kernel, rows, sparsity, pattern=None):
+    if name == "wanda":
+        mask = wanda(kernel, rows, sparsity, pattern)
+        return np.where(mask, kernel, 0), mask
+    return sparse_gpt(kernel, rows, sparsity, pattern, block_size=16)
+
+
+def assert_like_numpy(name, kernel, rows, found, mask, sparsity, pattern=None):
+    """The masks but for near-ties, and the weights where they agree."""
+    wanted, wanted_mask = numpy_pruned(name, kernel, rows, sparsity, pattern)
+    found, mask = np.asarray(found, np.float32), np.asarray(mask)
+    assert mask.sum() == wanted_mask.sum()
+    assert np.mean(mask != wanted_mask) < 0.005
+    np.testing.assert_array_equal(found[~mask], 0)
+    assert not np.signbit(found[~mask]).any()
+    if np.array_equal(mask, wanted_mask):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+    limit = 1.02 * error(kernel, wanted, rows) + 1e-5
+    assert error(kernel, found, rows) < limit
