@@ -4,6 +4,7 @@ schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
 tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
 """
 
+from gradprune_jax._budget import Budget as Budget
 from gradprune_jax._calibration import CalibratedMethod as CalibratedMethod
 from gradprune_jax._calibration import SparseGPT as SparseGPT
 from gradprune_jax._calibration import Wanda as Wanda
@@ -44,6 +45,8 @@ from gradprune_jax._scores import Random as Random
 from gradprune_jax._scores import Saliency as Saliency
 from gradprune_jax._scores import Score as Score
 from gradprune_jax._sensitivity import Sensitivity as Sensitivity
+from gradprune_jax._sensitivity import SparsityAllocation as SparsityAllocation
+from gradprune_jax._sensitivity import allocate_sparsity as allocate_sparsity
 from gradprune_jax._sensitivity import sensitivity as sensitivity
 from gradprune_jax._sparse_training import straight_through as straight_through
 from gradprune_jax._sparse_training import with_sparse_training as with_sparse_training

@@ -62,7 +62,7 @@ def as_decimal(value: Any) -> float:
     return float(value if isinstance(value, int) else str(np.asarray(value)[()]))
 
 
-def check_integer(name: str, value: Any, minimum: int) -> Any:
+def check_integer(name: str, value: Any, minimum: int, most: int | None = None) -> Any:
     """A number as a Python int, or as it is if it is traced."""
     if is_traced(value):
         return value
@@ -70,9 +70,10 @@ def check_integer(name: str, value: Any, minimum: int) -> Any:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or not minimum <= number <= LAST_STEP:
+    most = LAST_STEP if most is None else most
+    if number is None or not minimum <= number <= most:
         raise ValueError(
-            f"{name} is {value!r}; it must be an integer in [{minimum}, {LAST_STEP}]."
+            f"{name} is {value!r}; it must be an integer in [{minimum}, {most}]."
         )
     return number
 

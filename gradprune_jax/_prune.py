@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from gradprune_jax import _tree
+from gradprune_jax._budget import Budget, as_budget, smallest_sparsity
 from gradprune_jax._checks import check_sparsity, is_traced
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
@@ -23,7 +25,7 @@ from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
 from gradprune_jax._scores import AnyScore
 from gradprune_jax._state import is_dense
-from gradprune_jax._structures import Structure, check_pattern
+from gradprune_jax._structures import NM, Structure, check_pattern
 
 # Fields of a rule that may be tracers, and the numbers that replace them while the rule
 # is a static argument. 1, because output_axis is refused beside min_per_channel=0.
@@ -35,8 +37,9 @@ MOST_IN_ONE_PROGRAM = 64
 
 def prune(
     params: Any,
-    sparsity: chex.Numeric,
+    sparsity: chex.Numeric | None = None,
     *,
+    budget: int | Budget | None = None,
     where: Where | None = None,
     structure: Structure | None = None,
     allocation: Allocation = "uniform",
@@ -58,6 +61,9 @@ def prune(
       params: the parameters, plain or boxed.
       sparsity: the fraction of zeros, in [0, 1]; may be a tracer. With `NM`
         it must be 1 - keep/of. A tracer is not checked, and N:M keeps its own sparsity.
+      budget: in place of the sparsity, what the model may have: a number of non-zeros
+        or a `Budget`. The smallest sparsity that fits is found with the weights, by
+        about 30 selections in the same compiled program.
       where: which parameters to prune, see `Rule`.
       structure: which weights are kept together.
       allocation: `"uniform"`, `"global"` or `"erk"`.
@@ -76,8 +82,8 @@ def prune(
       is off), and are ranked in it.
 
     Raises:
-      ValueError: if an argument is not valid, nothing is selected, or a selected leaf
-        cannot be pruned.
+      ValueError: if an argument is not valid, nothing is selected, a selected leaf
+        cannot be pruned, or the budget cannot be kept.
 
     Examples:
       >>> params, masks = prune({"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, 0.5)
@@ -85,10 +91,15 @@ def prune(
       [[3. 0.]
        [0. 2.]]
     """
-    sparsity = check_sparsity("sparsity", sparsity)
-    check_pattern("sparsity", sparsity, structure)
+    if (sparsity is None) == (budget is None):
+        raise ValueError(
+            f"sparsity is {sparsity} and budget is {budget}; give one of them."
+        )
+    given = check_sparsity("sparsity", 0.5 if sparsity is None else sparsity)
+    if budget is None:
+        check_pattern("sparsity", given, structure)
     rule = Rule(
-        one_shot_schedule(sparsity, 0),
+        one_shot_schedule(given, 0),
         where=where,
         structure=structure,
         allocation=allocation,
@@ -98,6 +109,8 @@ def prune(
         score=score,
         output_axis=output_axis,
     )
+    if budget is not None:
+        rule = _fitted(rule, params, gradients, as_budget(budget))
     masks = masks_of_rule(rule, params, gradients)
     treedef: Any = jax.tree.structure(params)
     own = zip(_tree.named_leaves(params), treedef.flatten_up_to(masks), strict=True)
@@ -106,6 +119,40 @@ def prune(
         for leaf, mask in own
     ]
     return treedef.unflatten(pruned), masks
+
+
+def _fitted(rule: Rule, params: Any, gradients: Any, budget: Budget) -> Rule:
+    """The rule with the smallest sparsity whose masks keep the budget."""
+    leaves = _tree.named_leaves(params)
+    if isinstance(rule.structure, NM):
+        raise ValueError(f"structure is {rule.structure}, which has its own sparsity.")
+    if any(is_traced(leaf.value) for leaf in leaves):
+        raise ValueError(
+            "budget is searched for with the weights, which are traced here; call "
+            "prune outside of jit, or give the sparsity."
+        )
+    treedef: Any = jax.tree.structure(params)
+
+    def at(sparsity: float) -> Rule:
+        return dataclasses.replace(rule, schedule=one_shot_schedule(sparsity, 0))
+
+    def cost_at(sparsity: float) -> int:
+        masks = treedef.flatten_up_to(masks_of_rule(at(sparsity), params, gradients))
+        return sum(
+            budget.cost(np.shape(leaf.value), leaf.value.dtype.itemsize, kept)
+            for leaf, kept in zip(leaves, map(_kept, leaves, masks), strict=True)
+            if jnp.issubdtype(leaf.value.dtype, jnp.floating)
+        )
+
+    selected = set(selected_leaves(rule, params))
+    dense = [leaf.name for i, leaf in enumerate(leaves) if i not in selected]
+    return at(smallest_sparsity(cost_at, budget, 0.0, dense))
+
+
+def _kept(leaf: _tree.Leaf, mask: Any) -> int:
+    """The weights that a leaf keeps: all of them where it is dense."""
+    size = math.prod(np.shape(leaf.value))
+    return size if is_dense(mask) else int(jnp.sum(mask, dtype=jnp.uint32))
 
 
 def masks_of_rule(rule: Rule, params: Any, gradients: Any = None) -> Any:

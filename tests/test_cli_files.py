@@ -371,3 +371,27 @@ def test_plan_finds_the_parameters_where_it_is_told(tmp_path):
     assert "y/kernel" in succeed(
         "plan", source, "--sparsity", 0.5, "--params", "b/params"
     )
+
+
+def test_a_budget_in_place_of_a_sparsity(checkpoint, tmp_path):
+    out = tmp_path / "pruned"
+    said = json.loads(succeed("prune", checkpoint, out, "--budget", 300, "--json"))
+    floating = [e for e in said["parameters"] if e["path"] != "steps"]
+    assert 295 < sum(each["nonzero"] for each in floating) <= 300
+    planned = json.loads(succeed("plan", checkpoint, "--budget", 300, "--json"))
+    assert sum(e["kept"] for e in planned["parameters"] if e["path"] != "steps") <= 300
+    options = ("--budget", 1500, "--layout", "bitmask")
+    succeed("prune", checkpoint, out, *options, "--force")
+    sizes = json.loads(succeed("report", out, "--json", "--no-compress"))
+    assert sizes["total"]["bytes"]["bitmask"] <= 1500
+    for bad, words in (
+        (("--budget", 3, "--sparsity", 0.5), "does not go with --sparsity"),
+        (("--layout", "csr", "--sparsity", 0.5), "--layout does not go"),
+        (("--budget", 3, "--structure", "2:4"), "--budget does not go"),
+    ):
+        result = invoke("prune", checkpoint, tmp_path / "other", *bad)
+        assert result.exit_code == 2
+        assert words in result.stderr
+    result = invoke("prune", checkpoint, tmp_path / "other", "--budget", 3)
+    assert result.exit_code == 1
+    assert "still has 10" in result.stderr

@@ -184,13 +184,13 @@ import atexit, signal, time
 from gradprune_jax import _cli
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
     signal.signal(number, signal.SIG_DFL)  # nohup has SIGHUP ignored, and so it stays
-from gradprune_jax.export import sparse_file
+from gradprune_jax.export import save
 def write(file, *_):
     file.write_bytes(bytes(1000))
     print("writing", flush=True)
     while True:  # one long sleep would go on if a signal came just before it
         time.sleep(0.1)
-sparse_file.write_safetensors = write
+save.write_safetensors = write
 atexit.register(print, "Python is finalised")
 _cli.main()
 """

@@ -18,7 +18,7 @@ import safetensors.numpy
 from gradprune_jax import export
 from gradprune_jax._files import open_safetensors
 from gradprune_jax.export import bitmask as _bitmask
-from gradprune_jax.export import sparse_file
+from gradprune_jax.export import open as opening
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"]
 
@@ -188,7 +188,7 @@ def test_opening_takes_time_linear_in_the_number_of_arrays(tmp_path, monkeypatch
     named = {Name(name): array for name, array in arrays.items()}
     for known in (metadata, {}):
         monkeypatch.setattr(
-            sparse_file, "open_safetensors", lambda _, known=known: (named, known)
+            opening, "open_safetensors", lambda _, known=known: (named, known)
         )
         Name.compared = 0
         assert len(export.open_sparse(file)[0]) == 200

@@ -14,7 +14,7 @@ import numpy as np
 
 from gradprune_jax._cli.faults import READ_ERRORS, CheckpointError, blaming
 from gradprune_jax._cli.formats import Path, open_arrays
-from gradprune_jax._files import StoredArray
+from gradprune_jax._files import Shards, StoredArray
 
 # Deeper trees are no model's, and too deep for recursion.
 _DEPTH = 200
@@ -32,7 +32,9 @@ class Checkpoint:
       arrays: the parameters by path, in the order of a tree of dicts; read one by one.
       left_out: where the other arrays are, by the keys nearest to the root.
       is_torch: whether names and axes are PyTorch's: keys joined by dots, (out, in).
-      metadata: what a safetensors file says besides, without this library's own.
+      metadata: what safetensors files say besides, without this library's own.
+      shards: the safetensors files of a folder; None of all other formats.
+      shard_of: the name of the file that holds a parameter, by path.
     """
 
     file: pathlib.Path
@@ -40,6 +42,8 @@ class Checkpoint:
     left_out: tuple[str, ...] = ()
     is_torch: bool = False
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shards: Shards | None = None
+    shard_of: Mapping[Path, str] = dataclasses.field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, StoredArray]:
@@ -54,6 +58,16 @@ class Checkpoint:
                 )
             named[name] = array
         return named
+
+    def by_shard(self) -> dict[str, Checkpoint]:
+        """The parameters that each file holds, by the name of the file."""
+        parts: dict[str, dict[Path, StoredArray]] = {}
+        for path, array in self.arrays.items():
+            parts.setdefault(self.shard_of[path], {})[path] = array
+        return {
+            name: dataclasses.replace(self, arrays=parts[name])
+            for name in sorted(parts)
+        }
 
     @property
     def shapes(self) -> dict[str, Any]:
@@ -98,7 +112,15 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
         if path[: len(prefix)] != prefix
     }
     names = tuple(sorted(map("/".join, left_out)))
-    return Checkpoint(file, own, names, opened.is_torch, opened.metadata)
+    return Checkpoint(
+        file,
+        own,
+        names,
+        opened.is_torch,
+        opened.metadata,
+        opened.shards,
+        {path: opened.shard_of.get((*prefix, *path), "") for path in own},
+    )
 
 
 def _read(file: pathlib.Path, array: StoredArray) -> np.ndarray:

@@ -38,12 +38,6 @@ def check_free(file: pathlib.Path, force: bool) -> None:
         )
 
 
-def write_notice(file: pathlib.Path) -> None:
-    """Print that a file was written, with its size."""
-    size = f"{file.stat().st_size:,} bytes" if file.is_file() else "a folder"
-    click.echo(f"Wrote {printable(str(file))} ({size})")
-
-
 def say_left_out(checkpoint: Checkpoint) -> None:
     """Print what a checkpoint holds besides its parameters."""
     if checkpoint.left_out:

@@ -84,6 +84,17 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The fraction of weights to prune, 0 to 1; N:M has its own.",
         ),
         click.option(
+            "--budget",
+            type=click.IntRange(min=0),
+            help="In place of --sparsity, what the model may have: non-zeros, or bytes "
+            "with --layout.",
+        ),
+        click.option(
+            "--layout",
+            type=click.Choice(["bitmask", "csr", "coo"]),
+            help="The layout whose bytes --budget counts; bitmask is that of pack.",
+        ),
+        click.option(
             "--where",
             metavar="REGEX",
             help="Which parameters, by their whole path; by default kernels and "
@@ -140,6 +151,8 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def rule(
     sparsity: float | None,
+    budget: int | None,
+    layout: str | None,
     where: str | None,
     structure: str,
     axis: int | None,
@@ -161,8 +174,15 @@ def rule(
     """
     try:
         made = _structure(structure, axis, pool, is_torch)
-        if isinstance(made, gp.NM) and sparsity is None:
-            sparsity = 1 - made.keep / made.of
+        if isinstance(made, gp.NM):
+            _refuse(structure, {} if budget is None else {"budget": budget})
+            sparsity = 1 - made.keep / made.of if sparsity is None else sparsity
+        if budget is None:
+            _refuse("a sparsity", {} if layout is None else {"layout": layout})
+        elif sparsity is not None:
+            raise click.UsageError("--budget does not go with --sparsity.")
+        else:
+            sparsity = 0.5  # until the budget says another
         if sparsity is None:
             raise click.UsageError("Give --sparsity, such as --sparsity 0.9.")
         return gp.Rule(
@@ -178,6 +198,14 @@ def rule(
         # The schedule was made here; the user gave --sparsity.
         message = str(error).replace("the schedule's final_sparsity", "--sparsity")
         raise click.UsageError(message) from None
+
+
+def budget(budget: int | None, layout: str | None, **others: Any) -> gp.Budget | None:
+    """Make the budget that the options of `rule_options` describe, or None."""
+    del others
+    if budget is None or layout is None:
+        return None if budget is None else gp.Budget(budget)
+    return gp.Budget(nbytes=budget, layout=layout)
 
 
 def _score(name: str, seed: int | None) -> gp.Score | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 
 import click
 
-from gradprune_jax._cli import files, options
+from gradprune_jax._cli import files, options, output
 from gradprune_jax._cli.checkpoints import open_checkpoint
 from gradprune_jax._cli.faults import blaming
-from gradprune_jax._files import replacing, safetensors_nbytes, write_safetensors
+from gradprune_jax._files import StoredArray, write_safetensors
 from gradprune_jax._tables import printable
 from gradprune_jax.export import save_sparse
 
@@ -39,24 +41,29 @@ def pack(
 ) -> None:
     """Write the parameters of CHECKPOINT to OUT as non-zeros and bit masks.
 
-    OUT is a safetensors file for gradprune_jax.export.load_sparse.
+    OUT is a safetensors file for gradprune_jax.export.load_sparse, or a folder where
+    CHECKPOINT is one of safetensors with its index.
     """
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
-    specs = {name: array.spec for name, array in opened.named.items()}
+
+    def write_file(
+        file: pathlib.Path,
+        arrays: Mapping[str, StoredArray],
+        metadata: Mapping[str, str],
+    ) -> None:
+        save_sparse(
+            file, arrays, max_density=max_density, metadata=metadata, overwrite=True
+        )
+
     with (
-        files.tracked(opened.named, checkpoint.name, passes=2) as arrays,
+        files.tracked(opened.arrays, checkpoint.name, passes=2) as arrays,
         blaming(checkpoint),
     ):
-        dense = safetensors_nbytes(specs, opened.metadata)
-        save_sparse(
-            out,
-            arrays,
-            max_density=max_density,
-            metadata=opened.metadata,
-            overwrite=force,
-        )
-    size = out.stat().st_size
+        opened = dataclasses.replace(opened, arrays=arrays)
+        dense = output.dense_nbytes(opened, out)
+        output.write_checkpoint(opened, out, force, write_file)
+    size = output.nbytes(out)
     if as_json:
         summary = {"file": str(out), "dense_bytes": dense, "bytes": size}
         click.echo(json.dumps(summary | {"left_out": opened.left_out}))
@@ -79,12 +86,22 @@ def unpack(
     """Write all arrays of CHECKPOINT, made by `pack`, to OUT as dense safetensors."""
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params="/")
-    with files.tracked(opened.named, checkpoint.name) as arrays:
-        specs = {name: array.spec for name, array in arrays.items()}
-        contents = ((name, array.read()) for name, array in arrays.items())
-        with blaming(checkpoint), replacing(out, force) as temporary:
-            write_safetensors(temporary, specs, contents, opened.metadata)
+    with (
+        files.tracked(opened.arrays, checkpoint.name) as arrays,
+        blaming(checkpoint),
+    ):
+        opened = dataclasses.replace(opened, arrays=arrays)
+        output.write_checkpoint(opened, out, force, _write_dense)
     if as_json:
-        click.echo(json.dumps({"file": str(out), "bytes": out.stat().st_size}))
+        click.echo(json.dumps({"file": str(out), "bytes": output.nbytes(out)}))
     else:
-        files.write_notice(out)
+        output.write_notice(out)
+
+
+def _write_dense(
+    file: pathlib.Path, arrays: Mapping[str, StoredArray], metadata: Mapping[str, str]
+) -> None:
+    """Write one dense file."""
+    specs = {name: array.spec for name, array in arrays.items()}
+    contents = ((name, array.read()) for name, array in arrays.items())
+    write_safetensors(file, specs, contents, metadata)

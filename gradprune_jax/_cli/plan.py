@@ -45,8 +45,9 @@ def plan(
 ) -> None:
     """Show which parameters of MODEL rules would prune, how far, and when.
 
-    MODEL is a checkpoint (an orbax folder, safetensors, npz or Flax msgpack), or a JSON
-    file of shapes: {"Dense_0": {"kernel": [784, 10], "bias": [10]}}.
+    MODEL is a checkpoint (an orbax folder, safetensors in one file or several, npz or
+    Flax msgpack), or a JSON file of shapes:
+    {"Dense_0": {"kernel": [784, 10], "bias": [10]}}.
     """
     if rules is None:
         chosen = [options.rule(**fields)]
@@ -56,7 +57,9 @@ def plan(
             chosen = gp.rules_from_json(rules.read_bytes())
     shapes = open_shapes(model, params)
     with blaming(model):
-        planned = gp.plan(chosen, shapes, total_steps=total_steps)
+        planned = gp.plan(
+            chosen, shapes, total_steps=total_steps, budget=options.budget(**fields)
+        )
     click.echo(json.dumps(_as_dict(planned)) if as_json else _as_text(planned))
 
 
@@ -112,7 +115,8 @@ def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]
     Returns:
       The shapes in nested dicts.
     """
-    if not file.is_file() or file.suffix.lower() != ".json":
+    name = file.name.lower()
+    if not name.endswith(".json") or name.endswith(".index.json") or file.is_dir():
         return open_checkpoint(file, params).shapes
     try:
         document = json.loads(file.read_bytes())

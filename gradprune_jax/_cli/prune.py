@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -19,12 +19,8 @@ from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import Checkpoint, nested, open_checkpoint
 from gradprune_jax._cli.faults import blaming
 from gradprune_jax._cli.formats import Path, walk
-from gradprune_jax._files import (
-    StoredArray,
-    check_storable,
-    replacing,
-    write_safetensors,
-)
+from gradprune_jax._cli.output import write_checkpoint, write_notice
+from gradprune_jax._files import StoredArray, check_storable, write_safetensors
 from gradprune_jax._prune import masks_of_rule
 from gradprune_jax._tables import Row, draw_table
 from gradprune_jax._tables import as_json as rows_as_json
@@ -48,29 +44,41 @@ def prune(
     """Prune the parameters of CHECKPOINT at once, and write them to OUT.
 
     CHECKPOINT is an orbax folder, safetensors, npz or Flax msgpack; OUT is a dense
-    safetensors file, which `gradprune pack` makes small. No training follows: start
+    safetensors file, which `gradprune pack` makes small. Of a folder of safetensors
+    with its index (Hugging Face's), OUT is such a folder. No training follows: start
     from it with gradprune_jax.masks_from_params, or expect a loss of accuracy.
     """
     options.rule(**fields)  # what is wrong with it needs no file to be said
     files.check_free(out, force)
     opened = open_checkpoint(checkpoint, params)
     rule = options.rule(**fields, is_torch=opened.is_torch)
+    budget = options.budget(**fields)
+    if budget is not None:
+        with blaming(checkpoint):
+            (rule,) = gp.plan([rule], opened.shapes, budget=budget).rules
     passes = 1 if rule.allocation == "uniform" else 2
     counts: dict[str, int] = {}
+
+    def write_file(
+        file: pathlib.Path,
+        arrays: Mapping[str, StoredArray],
+        metadata: Mapping[str, str],
+    ) -> None:
+        specs = {name: array.spec for name, array in arrays.items()}
+        write_safetensors(file, specs, _counted(arrays, counts), metadata)
+
     with (
-        replacing(out, force) as temporary,
         files.tracked(opened.arrays, checkpoint.name, passes) as arrays,
+        blaming(checkpoint),
     ):
         opened = dataclasses.replace(opened, arrays=arrays)
-        with blaming(checkpoint):
-            check_storable({n: a.spec for n, a in opened.named.items()})
-            pruned = _prune(rule, opened)
-            specs = {name: array.spec for name, array in pruned.items()}
-            contents = _counted(pruned, counts)
-            write_safetensors(temporary, specs, contents, opened.metadata)
+        check_storable({n: a.spec for n, a in opened.named.items()})
+        write_checkpoint(
+            opened, out, force, write_file, functools.partial(_prune, rule)
+        )
     table = [
         Row(name, array.shape, array.dtype, counts[name])
-        for name, array in pruned.items()
+        for name, array in opened.named.items()
     ]
     if as_json:
         summary = {"file": str(out), "left_out": opened.left_out}
@@ -78,33 +86,32 @@ def prune(
         return
     Console().print(draw_table(table))
     files.say_left_out(opened)
-    files.write_notice(out)
+    write_notice(out)
 
 
-def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> dict[str, StoredArray]:
-    """Return the arrays of a checkpoint by name, pruned where the rule selects them.
+def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint, pruned where the rule selects, none of it read yet.
 
     Under uniform allocation the mask of a leaf needs no other leaf, and is made when
-    the leaf is read. Else the masks come first, from all leaves of the rule together,
-    and each leaf is read once more.
+    the leaf is read. Else the masks are made when the first leaf is, from all leaves
+    of the rule together, and each leaf is read once more.
     """
     planned = gp.plan([rule], checkpoint.shapes)
     names = {leaf.path for leaf in planned.pruned if leaf.size}  # nothing has no zeros
     arrays = checkpoint.arrays
     selected = [path for path in arrays if "/".join(path) in names]
-    masks: Mapping[Path, np.ndarray | None] = dict.fromkeys(selected)
-    if rule.allocation != "uniform" and selected:
-        masks = _masks_together(rule, checkpoint, selected)
+    together = functools.cache(
+        functools.partial(_masks_together, rule, checkpoint, selected)
+    )
+    masks = None if rule.allocation == "uniform" else together
     pruned = {
         path: StoredArray(
-            array.spec,
-            functools.partial(_read_pruned, rule, checkpoint, path, masks[path]),
+            arrays[path].spec,
+            functools.partial(_read_pruned, rule, checkpoint, path, masks),
         )
-        if path in masks
-        else array
-        for path, array in arrays.items()
+        for path in selected
     }
-    return dataclasses.replace(checkpoint, arrays=pruned).named
+    return dataclasses.replace(checkpoint, arrays=arrays | pruned)
 
 
 def _masks_together(
@@ -128,10 +135,15 @@ def _masks(
 
 
 def _read_pruned(
-    rule: gp.Rule, checkpoint: Checkpoint, path: Path, mask: np.ndarray | None
+    rule: gp.Rule,
+    checkpoint: Checkpoint,
+    path: Path,
+    masks: Callable[[], Mapping[Path, np.ndarray]] | None,
 ) -> np.ndarray:
     """Read an array, with zeros where its mask is False; None makes its own mask."""
+    together = {} if masks is None else masks()
     values = checkpoint.arrays[path].read()
+    mask = together.get(path)
     if mask is None:
         mask = np.asarray(_masks(rule, checkpoint.file, {path: values})[path])
     return np.where(mask, values, np.zeros((), values.dtype))

@@ -18,6 +18,7 @@ from gradprune_jax import report as pictures
 from gradprune_jax._cli import files, options
 from gradprune_jax._cli.checkpoints import Checkpoint, open_checkpoint
 from gradprune_jax._cli.faults import CheckpointError
+from gradprune_jax._cli.output import write_notice
 from gradprune_jax._files import StoredArray, replacing
 from gradprune_jax._tables import Row, draw_table, printable, sparsity_of
 from gradprune_jax._tables import as_json as rows_as_json
@@ -82,7 +83,8 @@ def report(
 ) -> None:
     """Say how sparse each parameter of CHECKPOINT is, and what they weigh.
 
-    CHECKPOINT is an orbax folder, safetensors (sparse or dense), npz or Flax msgpack.
+    CHECKPOINT is an orbax folder, safetensors (sparse or dense, one file, or an index
+    or folder of several), npz or Flax msgpack.
     """
     if plot is not None:
         files.check_free(plot, force)
@@ -107,7 +109,7 @@ def report(
     if plot is not None:
         _draw(plot, measured, force)
         if not as_json:
-            files.write_notice(plot)
+            write_notice(plot)
 
 
 def _read(

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, and errors that name them."""
+"""Files and folders, written as a whole or not at all, and errors that name them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Iterator
 
 
@@ -46,8 +47,7 @@ def replacing(file: pathlib.Path, overwrite: bool = True) -> Iterator[pathlib.Pa
         raise OSError(f"{file}: is no file, and is not replaced.")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{file}: {file.parent} is no folder; make it first.")
-    # A short name: that of `file` may be as long as the file system allows.
-    temporary = file.parent / f".gradprune-{secrets.token_hex(8)}"
+    temporary = _beside(file)
     with naming(file, temporary):
         try:
             temporary.touch(exist_ok=False)
@@ -58,12 +58,47 @@ def replacing(file: pathlib.Path, overwrite: bool = True) -> Iterator[pathlib.Pa
 
 
 @contextlib.contextmanager
+def replacing_folder(
+    folder: pathlib.Path, overwrite: bool = True
+) -> Iterator[pathlib.Path]:
+    """Write a folder by way of a temporary one, which takes its place if all goes well.
+
+    Args:
+      folder: to write.
+      overwrite: whether it replaces a folder that exists by then. Only a checkpoint is
+        replaced: a folder that is empty, or has safetensors files and no folders in it.
+
+    Yields:
+      The temporary folder, empty, beside `folder`. If the block fails, it is removed,
+      and `folder` is as it was.
+
+    Raises:
+      FileExistsError: if `folder` exists by then and may not be replaced.
+      OSError: if it cannot be written; the error names `folder`.
+    """
+    _check_replaceable(folder)
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: {folder.parent} is no folder; make it first."
+        )
+    temporary = _beside(folder)
+    with naming(folder, temporary):
+        try:
+            temporary.mkdir()
+            yield temporary
+            _place_folder(temporary, folder, overwrite)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def naming(file: pathlib.Path, *others: pathlib.Path) -> Iterator[None]:
     """Make errors of the system name `file` instead of no file, or of the others."""
     try:
         yield
     except OSError as error:
-        is_foreign = str(error.filename) not in map(str, (None, *others))
+        named = pathlib.Path(os.fsdecode(error.filename or file))
+        is_foreign = named != file and not any(map(named.is_relative_to, others))
         if error.errno is None or is_foreign:
             raise
         raise OSError(error.errno, error.strerror, str(file)) from None
@@ -86,3 +121,47 @@ def _place(temporary: pathlib.Path, file: pathlib.Path, overwrite: bool) -> None
         raise FileExistsError(
             f"{file}: has appeared in the meantime, and is not replaced."
         ) from None
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """Return a free name in the same folder.
+
+    A short one: that of `path` may be as long as the file system allows.
+    """
+    return path.parent / f".gradprune-{secrets.token_hex(8)}"
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+    """Raise an error if something exists that is more than a checkpoint."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise OSError(f"{folder}: is no folder, and is not replaced by one.")
+    content = list(folder.iterdir())
+    is_checkpoint = any(each.suffix == ".safetensors" for each in content)
+    if content and (not is_checkpoint or any(each.is_dir() for each in content)):
+        raise OSError(
+            f"{folder}: holds other things than a checkpoint, and is not replaced; "
+            "choose another name."
+        )
+
+
+def _place_folder(
+    temporary: pathlib.Path, folder: pathlib.Path, overwrite: bool
+) -> None:
+    """Give a temporary folder its final name, and remove what had it before."""
+    if not os.path.lexists(folder):
+        temporary.rename(folder)
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"{folder}: has appeared in the meantime, and is not replaced."
+        )
+    before = _beside(folder)
+    folder.rename(before)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        before.rename(folder)
+        raise
+    shutil.rmtree(before, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gradprune_jax import _tree
+from gradprune_jax._budget import Budget, as_budget
 from gradprune_jax._checks import is_traced
 from gradprune_jax._geometry import leaf_block
 from gradprune_jax._mask_update import (
@@ -19,6 +20,7 @@ from gradprune_jax._mask_update import (
     slices_of_leaf,
 )
 from gradprune_jax._plan.coupled import plan_groups
+from gradprune_jax._plan.fitting import fitted
 from gradprune_jax._plan.leaf import GroupPlan, LeafPlan
 from gradprune_jax._plan.table import Plan
 from gradprune_jax._rules import (
@@ -46,6 +48,7 @@ def plan(
     params: Any,
     *,
     total_steps: int | None = None,
+    budget: int | Budget | None = None,
     where: Where | None = None,
     structure: Structure | None = None,
     allocation: Allocation = "uniform",
@@ -62,6 +65,10 @@ def plan(
       params: parameters, or their shapes from `jax.eval_shape`.
       total_steps: the number of optimizer updates of the training, to check that the
         last mask update falls within it.
+      budget: what the model may have in the end, a number of non-zeros or a `Budget`.
+        Polynomial and one-shot schedules then get the smallest final sparsity that
+        fits, the same in all rules but N:M, in place of their own; the rules of the
+        plan have it.
       where: which parameters to prune.
       structure: which weights are kept together.
       allocation: how the sparsity is shared out.
@@ -78,8 +85,9 @@ def plan(
 
     Raises:
       ValueError: if a rule matches nothing or a leaf that cannot be pruned, the window
-        does not end within `total_steps`, a number is traced, a shape is not valid, or
-        a leaf is larger than a mask update can rank.
+        does not end within `total_steps`, a number is traced, a shape is not valid, a
+        leaf is larger than a mask update can rank, or the budget cannot be kept or
+        depends on the weights.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -92,6 +100,9 @@ def plan(
       rule 0 (where=is_weight, uniform): keeps 8 of 32 weights
         updates masks 3 times, steps 0 to 100
       total: 8 of 32 weights kept; masks take 32 bytes
+      >>> planned = plan(polynomial_schedule(0.9, 0, 100, every=50), shapes, budget=12)
+      >>> planned.kept, planned.rules[0].schedule.final_sparsity
+      ((12,), 0.609375)
     """
     rules = as_rules(
         schedule_or_rules,
@@ -110,6 +121,13 @@ def plan(
     named = _tree.named_leaves(params)
     for named_leaf in named:
         _check_shape(named_leaf)
+    if budget is not None:
+        rules = fitted(rules, as_budget(budget), lambda tried: _planned(tried, named))
+    return _planned(rules, named)
+
+
+def _planned(rules: tuple[Rule, ...], named: Sequence[_tree.Leaf]) -> Plan:
+    """The plan of rules that were checked."""
     missed = {leaf.name for leaf in unmatched_matrices(rules, named)}
     leaves = [_dense(leaf, leaf.name in missed) for leaf in named]
     assigned = assign(rules, named)

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from gradprune_jax import _tree
-from gradprune_jax.export.sparse_file import open_sparse
+from gradprune_jax.export.open import open_sparse
 
 
 def load_sparse(path: str | os.PathLike[str], like: Any = None) -> Any:
     """Read what `save_sparse` wrote, to the last bit.
 
     Args:
-      path: of the file. A safetensors file of dense arrays is read too.
+      path: of the file; or of several of them, their index or their folder. Dense
+        arrays are read too.
       like: parameters, or their shapes, whose tree, boxes and shardings the result
         takes on. None makes nested dicts of NumPy arrays, by splitting names at `/`.
 

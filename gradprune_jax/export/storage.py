@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gradprune_jax import _tree
+from gradprune_jax._budget import layout_nbytes
 from gradprune_jax._checks import is_traced
-from gradprune_jax._files import Spec
 from gradprune_jax._geometry import block_shape
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._structures import NM
@@ -20,9 +19,6 @@ from gradprune_jax._tables import by, printable, text_table
 from gradprune_jax.export import bitmask
 
 LAYOUTS = ("dense", "bitmask", "csr", "coo", "nm")
-
-# The bytes of an index, as in SciPy, cuSPARSE and jax.experimental.sparse.
-_INDEX = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +164,6 @@ def _measure(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
     """Measure one array."""
     live, stored = array != 0, bitmask.nonzero_bits(array)
     nonzero = int(np.count_nonzero(stored))
-    spec = Spec(array.shape or (1,), array.dtype)
-    parts = bitmask.part_specs(spec, nonzero)
-    rows = math.prod(spec.shape[:-1])
-    values = nonzero * array.itemsize
     negative_zeros = nonzero - int(np.count_nonzero(live))
     in_groups = _count_in_groups(stored, pattern)
     live_in_groups = _count_in_groups(live, pattern) if negative_zeros else in_groups
@@ -189,9 +181,10 @@ def _measure(name: str, array: np.ndarray, pattern: NM) -> LeafStorage:
         ),
         nbytes={
             "dense": array.nbytes,
-            "bitmask": sum(part.nbytes for part in parts.values()),
-            "csr": values + nonzero * _INDEX + (rows + 1) * _INDEX,
-            "coo": values + nonzero * _INDEX * len(spec.shape),
+            **{
+                layout: layout_nbytes(layout, array.shape, array.itemsize, nonzero)
+                for layout in ("bitmask", "csr", "coo")
+            },
             "nm": _packed_nbytes(in_groups, array.itemsize, pattern),
         },
     )

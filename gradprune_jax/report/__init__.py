@@ -7,8 +7,9 @@
 - `plot_mask_history` shows which weights were dropped and grown as a network was
   trained.
 - `plot_groups` shows how wide a network is, before and after `shrink`.
-- `plot_sensitivity` and `plot_tradeoff` help to choose: the loss as one parameter is
-  pruned, and a metric against the number of weights that are left.
+- `plot_sensitivity`, `plot_allocation` and `plot_tradeoff` help to choose: the loss as
+  one parameter is pruned, the sparsity of each under a budget, and a metric against the
+  number of weights that are left.
 
 Every `plot_*` returns a matplotlib figure: save it by `figure.savefig`, or let a
 notebook show it. It opens no window and does not change pyplot's state.
@@ -22,5 +23,6 @@ from gradprune_jax.report.curves import plot_tradeoff as plot_tradeoff
 from gradprune_jax.report.group_sizes import plot_groups as plot_groups
 from gradprune_jax.report.mask_history import plot_mask_history as plot_mask_history
 from gradprune_jax.report.mask_images import plot_masks as plot_masks
+from gradprune_jax.report.sparsity_plot import plot_allocation as plot_allocation
 from gradprune_jax.report.sparsity_plot import plot_sparsity as plot_sparsity
 from gradprune_jax.report.table import tabulate as tabulate

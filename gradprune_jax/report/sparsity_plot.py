@@ -14,6 +14,8 @@ from gradprune_jax.report.table import masks_of_state
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gradprune_jax._sensitivity import SparsityAllocation
+
 # What `metrics` puts before the path of a parameter.
 _PREFIX = "sparsity/"
 
@@ -67,6 +69,49 @@ def _is_measured(tree: Any) -> bool:
     return isinstance(tree, Mapping) and all(
         hasattr(value, "__float__") and np.ndim(value) == 0 for value in tree.values()
     )
+
+
+def plot_allocation(
+    allocation: SparsityAllocation, *, title: str | None = None
+) -> Figure:
+    """Draw how sparse each parameter becomes under a budget.
+
+    Args:
+      allocation: what `allocate_sparsity` returned.
+      title: a line above the picture.
+
+    Returns:
+      A figure for `figure.savefig`: a bar for each parameter, beside it the weights
+      that it keeps, and a line at the sparsity of all of them together.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+
+    Examples:
+      >>> import gradprune_jax as gp
+      >>> params = {"a": np.array([[1.0, 2.0]]), "b": np.array([[8.0, 9.0]])}
+      >>> loss_fn = lambda p: -sum(x.sum() for x in p.values())
+      >>> measured = gp.sensitivity(loss_fn, params, [0.5, 1.0], where=".*")
+      >>> figure = plot_allocation(gp.allocate_sparsity(measured, params, 2))
+      >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
+      [100.0, 0.0]
+    """
+    rows = len(allocation.paths)
+    figure, axes = new_figure("plot_allocation", height=1.5 + 0.25 * rows)
+    bars = axes.barh(
+        list(map(plain, allocation.paths)),
+        [100 * sparsity for sparsity in allocation.sparsities],
+        color="#1d4ed8",
+    )
+    axes.bar_label(bars, [f"{kept:,}" for kept in allocation.kept], padding=3)
+    total = 1 - sum(allocation.kept) / max(sum(allocation.sizes), 1)
+    axes.axvline(100 * total, color="0.4", linestyle=":", label="all together")
+    axes.invert_yaxis()  # the first parameter on top
+    axes.set_xlim(0, 115)  # room for the labels
+    axes.set_xlabel("sparsity, %; beside each bar the weights that are kept")
+    axes.set_title(title or f"Sparsities for {allocation.budget}")
+    axes.legend(fontsize="small")
+    return figure
 
 
 def _plot_over_time(logged: Sequence[Mapping[str, Any]], title: str | None) -> Figure:

@@ -30,12 +30,16 @@ class Sensitivity:
       sparsities: to which each was pruned.
       losses: float32 (parameters, sparsities).
       baseline: the loss of the parameters as they are.
+      kept: int64 (parameters, sparsities), the weights that each keeps.
+      rule: what pruned them, but for its schedule and its `where`.
     """
 
     paths: tuple[str, ...]
     sparsities: tuple[float, ...]
     losses: np.ndarray
     baseline: float
+    kept: np.ndarray | None = None
+    rule: Rule | None = None
 
     def __str__(self) -> str:
         header = ["path", *(f"{100 * s:.4g} %" for s in self.sparsities)]
@@ -82,7 +86,8 @@ def sensitivity(
       progress: whether to show a progress bar, which needs rich.
 
     Returns:
-      The losses; `gradprune_jax.report.plot_sensitivity` draws them.
+      The losses; `gradprune_jax.report.plot_sensitivity` draws them, and
+      `allocate_sparsity` makes sparsities of them.
 
     Raises:
       ValueError: if an argument is not valid, or nothing is selected.
@@ -121,24 +126,41 @@ def sensitivity(
     leaves, treedef = jax.tree.flatten(params)
     targets = jnp.asarray(values, jnp.float32)
     copies = [jnp.stack([jnp.asarray(leaf)] * len(values)) for leaf in leaves]
-    reads_name = isinstance(rule.score, Random)
-    gradients: list[Any] = [None] * len(leaves)
-    if rule.score is not None and rule.score.needs_gradients:
-        gradients = jax.tree.leaves(jax.jit(jax.grad(loss_fn, allow_int=True))(params))
+    gradients = gradients_of(rule, loss_fn, params)
     losses_of = jax.jit(jax.vmap(loss_fn))
-    rows = []
+    rows, counts = [], []
     for i in track(own, "sensitivity", shown=progress):
         pruned = list(copies)
-        name = named[i].name if reads_name else ""  # else one program for all alike
         weights = jnp.asarray(leaves[i])
-        pruned[i] = _pruned_to(rule, name, targets, weights, gradients[i])
+        pruned[i], kept = pruned_to(rule, named[i].name, targets, weights, gradients[i])
+        counts.append(kept)
         rows.append(_as_row(losses_of(treedef.unflatten(pruned)), len(values)))
     return Sensitivity(
         paths=tuple(named[i].name for i in own),
         sparsities=tuple(values),
         losses=np.array(rows, np.float32),
         baseline=float(jax.jit(loss_fn)(params)),
+        kept=np.array(counts, np.int64),
+        rule=rule,
     )
+
+
+def gradients_of(
+    rule: Rule, loss_fn: Callable[[Any], jax.Array], params: Any
+) -> list[Any]:
+    """The gradient of every leaf, None where the rule's score reads none."""
+    if rule.score is None or not rule.score.needs_gradients:
+        return [None] * len(jax.tree.leaves(params))
+    return jax.tree.leaves(jax.jit(jax.grad(loss_fn, allow_int=True))(params))
+
+
+def pruned_to(
+    rule: Rule, name: str, sparsities: jax.Array, weights: jax.Array, gradient: Any
+) -> tuple[jax.Array, jax.Array]:
+    """One leaf at every sparsity, [sparsities, *shape], and the weights it keeps."""
+    if not isinstance(rule.score, Random):
+        name = ""  # one program for all leaves alike
+    return _pruned_to(rule, name, sparsities, weights, gradient)
 
 
 def _check_sparsities(
@@ -162,17 +184,16 @@ def _check_sparsities(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _pruned_to(
     rule: Rule, name: str, sparsities: jax.Array, weights: jax.Array, gradient: Any
-) -> jax.Array:
-    """One leaf at every sparsity: [sparsities, *shape]."""
-
-    def pruned(sparsity: jax.Array) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
+    def pruned(sparsity: jax.Array) -> tuple[jax.Array, jax.Array]:
         schedule = one_shot_schedule(sparsity, 0)
         (mask,) = update_masks(
             dataclasses.replace(rule, schedule=schedule),
             jnp.int32(0),
             [PrunedLeaf.unpruned(weights, name, rule.score, gradient)],
         )
-        return jnp.where(mask, weights, jnp.zeros_like(weights))
+        kept = jnp.sum(mask, dtype=jnp.uint32)
+        return jnp.where(mask, weights, jnp.zeros_like(weights)), kept
 
     return jax.vmap(pruned)(sparsities)
 

@@ -1,8 +1,4 @@
-"""Sparse files: safetensors in which a sparse array is its non-zeros and a bit mask.
-
-Such an array is stored as four, `<name>.compressed` and so on (see `bitmask`), and the
-metadata lists the names. All other arrays are stored as they are.
-"""
+"""Saving sparse files: those that `open` opens."""
 
 from __future__ import annotations
 
@@ -18,28 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _tree
-from gradprune_jax._checks import check_fraction, is_traced
+from gradprune_jax._checks import check_fraction, check_integer, is_traced
 from gradprune_jax._files import (
     Spec,
     StoredArray,
     check_free,
     check_storable,
-    checked_shape,
     entry_nbytes,
-    open_safetensors,
     replacing,
+    replacing_folder,
     safetensors_nbytes,
+    shard_name,
+    write_index,
     write_safetensors,
 )
 from gradprune_jax.export import bitmask
-
-_PARTS = bitmask.Bitmask._fields
-
-# In the metadata: the names of sparse arrays, and what wrote them.
-_OWN = "gradprune_jax."
-_SPARSE = f"{_OWN}sparse"
-_LAYOUT = f"{_OWN}layout"
-_VERSION = f"{_OWN}version"
+from gradprune_jax.export.open import LAYOUT, OWN, PARTS, SPARSE, VERSION
 
 
 def save_sparse(
@@ -48,9 +38,10 @@ def save_sparse(
     *,
     max_density: float = 0.9,
     metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write parameters to one safetensors file that stores no zeros of sparse arrays.
+    """Write parameters to safetensors files that store no zeros of sparse arrays.
 
     A leaf with at most `max_density` non-zeros becomes `<name>.compressed`, its
     non-zeros in C order, `<name>.bitmask`, a bit for every weight, `<name>.shape`
@@ -59,12 +50,16 @@ def save_sparse(
     dense one. Leaves are read one at a time, twice each.
 
     Args:
-      path: of the file.
+      path: of the file; of the folder, if `max_shard_bytes` is given.
       params: any pytree of arrays, plain or boxed; not traced. What `open_sparse`
         returns is one.
       max_density: the fraction of non-zeros above which a leaf is stored dense, 0 to 1.
       metadata: texts to keep in the file beside the arrays; `open_sparse` returns them.
-      overwrite: whether a file of that name may be replaced.
+      max_shard_bytes: writes a folder of several files and an index, as Hugging Face's
+        libraries do: the leaves in their order, in each file as many as have no more
+        bytes than this while they are dense, but at least one. None writes one file.
+      overwrite: whether a file of that name may be replaced; a folder is if it is
+        empty, or has safetensors files and no folders in it.
 
     Raises:
       FileExistsError: if there is such a file, and it may not be replaced.
@@ -87,65 +82,26 @@ def save_sparse(
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise ValueError(f"metadata has {key!r}: {text!r}; both must be strings.")
-        if key.startswith(_OWN):
+        if key.startswith(OWN):
             raise ValueError(
-                f"metadata has {key!r}; names that begin with {_OWN!r} are this "
+                f"metadata has {key!r}; names that begin with {OWN!r} are this "
                 "library's own."
             )
+    if max_shard_bytes is not None:
+        check_integer("max_shard_bytes", max_shard_bytes, 1, most=2**63)
     check_free(file, overwrite)
-    # The temporary file exists before anything is read, so that a place that cannot be
+    # What is temporary exists before anything is read, so that a place that cannot be
     # written to is found at once.
-    with replacing(file, overwrite) as temporary:
-        specs, header = _contents(arrays, max_density, metadata or {})
-        write_safetensors(temporary, specs, _parts(arrays, specs), header)
-
-
-def open_sparse(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, StoredArray], dict[str, str]]:
-    """Open a sparse or dense safetensors file without reading its arrays.
-
-    For files that do not fit into memory: `storage_report` and `save_sparse` take the
-    arrays as they are, and read one at a time.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      The arrays by name, and the metadata of the file, without this library's own. An
-      array has a `shape` and a `dtype`, and `np.asarray` reads it, each time anew.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ImportError: if safetensors is not installed.
-      ValueError: if the file is damaged or of another format; naming the file and the
-        array.
-
-    Examples:
-      >>> import tempfile
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save_sparse(f"{folder}/model", {"w": np.eye(64)}, metadata={"seed": "0"})
-      ...     arrays, metadata = open_sparse(f"{folder}/model")
-      ...     print(arrays["w"].shape, metadata["seed"], np.asarray(arrays["w"]).sum())
-      (64, 64) 0 64.0
-    """
-    file = pathlib.Path(path)
-    stored, metadata = open_safetensors(file)
-    sparse = _sparse_names(file, metadata, stored.keys())
-    parts = {f"{name}.{part}" for name in sparse for part in _PARTS}
-    arrays = {name: each for name, each in stored.items() if name not in parts}
-    for name in sparse:
-        bits, lengths = stored[f"{name}.bitmask"].spec, stored[f"{name}.shape"].read()
-        try:
-            shape = checked_shape(name, bitmask.checked_shape(lengths, bits))
-        except ValueError as error:
-            raise _damaged(file, name, error) from None
-        spec = Spec(shape, stored[f"{name}.compressed"].dtype)
-        read = functools.partial(_decompress, file, name, stored)
-        arrays[name] = StoredArray(spec, read)
-    return arrays, {
-        key: text for key, text in metadata.items() if not key.startswith(_OWN)
-    }
+    if max_shard_bytes is None:
+        with replacing(file, overwrite) as temporary:
+            _write(temporary, arrays, max_density, metadata or {})
+        return
+    shards = list(_shards(arrays, max_shard_bytes))
+    names = [shard_name(position, len(shards)) for position in range(len(shards))]
+    with replacing_folder(file, overwrite) as folder:
+        for name, shard in zip(names, shards, strict=True):
+            _write(folder / name, shard, max_density, metadata or {})
+        write_index(folder, names, "model.safetensors.index.json", {})
 
 
 def _stored(params: Any) -> dict[str, StoredArray]:
@@ -170,6 +126,32 @@ def _stored(params: Any) -> dict[str, StoredArray]:
         spec = Spec(np.shape(value), np.dtype(value.dtype))
         arrays[leaf.name] = StoredArray(spec, functools.partial(np.asarray, value))
     return arrays
+
+
+def _shards(
+    arrays: Mapping[str, StoredArray], most: int
+) -> Iterator[dict[str, StoredArray]]:
+    """Yield the arrays of each shard, as many as have no more bytes, at least one."""
+    shard: dict[str, StoredArray] = {}
+    nbytes = 0
+    for name, array in arrays.items():
+        if shard and nbytes + array.spec.nbytes > most:
+            yield shard
+            shard, nbytes = {}, 0
+        shard[name] = array
+        nbytes += array.spec.nbytes
+    yield shard
+
+
+def _write(
+    file: pathlib.Path,
+    arrays: Mapping[str, StoredArray],
+    max_density: float,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write one file."""
+    specs, header = _contents(arrays, max_density, metadata)
+    write_safetensors(file, specs, _parts(arrays, specs), header)
 
 
 def _contents(
@@ -245,56 +227,15 @@ def _own_metadata(sparse: list[str], names: Set[str]) -> dict[str, str]:
     from gradprune_jax import __version__
 
     # Readers take arrays of such names for parts, if nothing says that they are none.
-    if not sparse and not any(name.endswith(f".{_PARTS[0]}") for name in names):
+    if not sparse and not any(name.endswith(f".{PARTS[0]}") for name in names):
         return {}
     return {
-        _LAYOUT: "sparse-bitmask",
-        _VERSION: __version__,
-        _SPARSE: _utf8_json(sparse),
+        LAYOUT: "sparse-bitmask",
+        VERSION: __version__,
+        SPARSE: _utf8_json(sparse),
     }
 
 
 def _utf8_json(value: Any) -> str:
     """Write JSON in which a letter is one letter, whatever its alphabet."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _sparse_names(
-    file: pathlib.Path, metadata: Mapping[str, str], names: Set[str]
-) -> list[str]:
-    """Return the names of sparse arrays, as the file lists them or by their parts."""
-    if _SPARSE in metadata:
-        try:
-            sparse = [str(name) for name in json.loads(metadata[_SPARSE])]
-        except (ValueError, TypeError, RecursionError):
-            raise ValueError(
-                f"{file}: its metadata {_SPARSE!r} is no JSON list of names; write the "
-                "file again."
-            ) from None
-    else:
-        ending = f".{_PARTS[0]}"
-        stems = [name.removesuffix(ending) for name in names if name.endswith(ending)]
-        sparse = [stem for stem in stems if f"{stem}.bitmask" in names]
-    for name in sparse:
-        for part in _PARTS:
-            if f"{name}.{part}" not in names:
-                raise ValueError(
-                    f"{file}: {name!r} is stored sparse, but lacks {name}.{part}; "
-                    "write the file again."
-                )
-    return sparse
-
-
-def _decompress(
-    file: pathlib.Path, name: str, stored: Mapping[str, StoredArray]
-) -> np.ndarray:
-    """Read one sparse array."""
-    parts = (stored[f"{name}.{part}"].read() for part in _PARTS)
-    try:
-        return bitmask.decompress(bitmask.Bitmask(*parts))
-    except ValueError as error:
-        raise _damaged(file, name, error) from None
-
-
-def _damaged(file: pathlib.Path, name: str, error: ValueError) -> ValueError:
-    return ValueError(f"{file}: {name!r} is damaged, {error}; write the file again.")
