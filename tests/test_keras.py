@@ -1,0 +1,353 @@
+"""Keras on JAX: `GradualPrune` in `model.fit`, with the promises of the other links."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gradprune_jax as gp
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+pytest.importorskip("keras")
+import keras
+from keras import layers
+
+from gradprune_jax import keras as gpk
+
+# Keras' own variables, when they become NumPy arrays.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:")
+
+SCHEDULE = gp.polynomial_schedule(0.75, begin_step=1, end_step=7, every=3)
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+
+
+def cnn():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, name="first"),
+            layers.BatchNormalization(),
+            layers.DepthwiseConv2D(3),
+            layers.SeparableConv2D(4, 2, name="separable"),
+            layers.Flatten(),
+            layers.Dense(4),
+        ]
+    )
+
+
+def lstm():
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Embedding(20, 8), layers.LSTM(8), layers.Dense(4)]
+    )
+
+
+def shared():
+    one, other = keras.Input((8,)), keras.Input((8,))
+    layer = layers.Dense(8, activation="relu", name="both")
+    merged = layers.Concatenate()([layer(one), layer(other)])
+    return keras.Model([one, other], layers.Dense(4)(merged))
+
+
+def batch_of(model, size=16):
+    inputs = [
+        RNG.integers(0, 20, (size, *x.shape[1:]))
+        if "embedding" in [each.name for each in model.layers]
+        else RNG.normal(size=(size, *x.shape[1:])).astype(np.float32)
+        for x in model.inputs
+    ]
+    targets = RNG.normal(size=(size, 4)).astype(np.float32)
+    return (inputs if len(inputs) > 1 else inputs[0]), targets
+
+
+def fit(model, optimizer, epochs=9, callbacks=(), batch=None, **compiling):
+    """One batch an epoch."""
+    inputs, targets = batch or batch_of(model)
+    model.compile(optimizer=optimizer, loss="mse", **compiling)
+    return model.fit(
+        inputs, targets, 16, epochs, verbose=0, callbacks=list(callbacks), shuffle=False
+    )
+
+
+def values(model):
+    return {v.path: np.asarray(v.value) for v in model.trainable_variables}
+
+
+def check_exact(model, planned):
+    gpk.check_pruned(model)
+    masks = gpk.get_masks(model)
+    pruned = {leaf.path: leaf.kept for leaf in planned.pruned}
+    assert {p for p, mask in masks.items() if isinstance(mask, jax.Array)} == set(
+        pruned
+    )
+    for path, kept in pruned.items():
+        mask = np.asarray(masks[path])
+        zeros = values(model)[path][~mask]
+        assert mask.sum() == kept
+        assert (zeros == 0).all()
+        assert not np.signbit(zeros).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (cnn, ["dense/kernel", "first/kernel", "separable/pointwise_kernel"]),
+        (
+            lstm,
+            [
+                "dense/kernel",
+                "embedding/embeddings",
+                "lstm/lstm_cell/kernel",
+                "lstm/lstm_cell/recurrent_kernel",
+            ],
+        ),
+        (shared, ["both/kernel", "dense/kernel"]),
+    ],
+)
+def test_models_are_pruned_exactly(make, names):
+    model = make()
+    planned = gpk.plan(model, SCHEDULE, total_steps=9)
+    found = sorted(leaf.path.removeprefix("sequential/") for leaf in planned.pruned)
+    assert found == names
+    assert all(leaf.kept == leaf.size // 4 for leaf in planned.pruned)
+    history = fit(
+        model, gpk.GradualPrune("adam", SCHEDULE), callbacks=[gpk.LogSparsity()]
+    )
+    check_exact(model, planned)
+    logged = history.history["sparsity"]
+    # The first mask update is that of step 1, at the initial sparsity; the last, of
+    # step 7, is in the eighth batch.
+    assert logged[0] == logged[1] == 0
+    assert 0 < logged[4] < 0.75
+    assert logged[7] == logged[8] == 0.75
+    assert int(model.optimizer.prune_state.prune_state.count) == 9
+
+
+def test_the_same_bits_as_optax():
+    """SGD with momentum and weights decayed: weights and masks as with optax."""
+    model = shared()
+    inputs, targets = batch_of(model)
+    start = {v.path: v.value for v in model.trainable_variables}
+    tx = gp.with_gradual_prune(
+        optax.chain(optax.trace(0.5), optax.scale(-0.125)), SCHEDULE, where=".*kernel"
+    )
+
+    def loss_fn(params):
+        variables = [params[v.path] for v in model.trainable_variables]
+        outputs, _ = model.stateless_call(variables, [], inputs)
+        return jnp.mean((outputs - targets) ** 2)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss_fn)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = start, tx.init(start)
+    for _ in range(9):
+        params, state = step(params, state)
+    optimizer = keras.optimizers.SGD(0.125, momentum=0.5)
+    fit(model, gpk.GradualPrune(optimizer, SCHEDULE), batch=(inputs, targets))
+    for path, mask in gpk.get_masks(model).items():
+        if isinstance(mask, jax.Array):
+            np.testing.assert_array_equal(mask, gp.get_masks(state)[path])
+        np.testing.assert_allclose(values(model)[path], params[path], atol=1e-5)
+
+
+def test_one_trace_and_nothing_baked_in(monkeypatch):
+    traces = []
+    apply = gpk.GradualPrune.apply
+    monkeypatch.setattr(
+        gpk.GradualPrune, "apply", lambda *a: (traces.append(1), apply(*a))[1]
+    )
+    model = shared()
+    fit(model, gpk.GradualPrune("adam", SCHEDULE))
+    assert len(traces) == 1
+    masks = gpk.get_masks(model)
+    # A second fit goes on from the masks that are there, set by hand or not.
+    for variable in model.optimizer._state_variables:
+        if variable.dtype == "bool":
+            variable.assign(jnp.zeros(variable.shape, bool))
+    model.fit(*batch_of(model), verbose=0)
+    assert not any(np.any(values(model)[path]) for path in masks if "kernel" in path)
+
+
+def test_saved_and_loaded(tmp_path):
+    """In the middle of the window: training goes on as if nothing had happened."""
+    model = shared()
+    batch = batch_of(model)
+    optimizer = gpk.GradualPrune(keras.optimizers.AdamW(1e-2), SCHEDULE)
+    fit(model, optimizer, epochs=4, batch=batch)
+    file = tmp_path / "model.keras"
+    model.save(file)
+    loaded = keras.saving.load_model(file)
+    assert isinstance(loaded.optimizer, gpk.GradualPrune)
+    assert loaded.optimizer.rules == model.optimizer.rules
+    for each in (model, loaded):
+        each.fit(*batch, 16, 5, verbose=0, shuffle=False)
+    planned = gpk.plan(loaded, SCHEDULE)
+    check_exact(loaded, planned)
+    masks, others = gpk.get_masks(model), gpk.get_masks(loaded)
+    for (path, weights), (_, again) in zip(
+        values(model).items(), values(loaded).items(), strict=True
+    ):
+        np.testing.assert_array_equal(weights, again, err_msg=path)
+    for path, mask in masks.items():
+        if isinstance(mask, jax.Array):
+            np.testing.assert_array_equal(mask, others[path])
+
+
+def test_functions_cannot_be_saved(tmp_path):
+    model = shared()
+    rule = gp.Rule(SCHEDULE, where=lambda path, leaf: path[-1].endswith("kernel"))
+    fit(model, gpk.GradualPrune("sgd", [rule]), epochs=1)
+    with pytest.raises(ValueError, match="where"):
+        model.save(tmp_path / "model.keras")
+
+
+def test_updates_are_counted_and_not_batches():
+    optimizer = keras.optimizers.SGD(0.01, gradient_accumulation_steps=4)
+    model = shared()
+    fit(model, gpk.GradualPrune(optimizer, SCHEDULE), epochs=32)
+    assert int(model.optimizer.prune_state.prune_state.count) == 8
+    check_exact(model, gpk.plan(model, SCHEDULE))
+
+
+def test_averages_decay_and_constraints_do_not_revive():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(8, kernel_constraint=keras.constraints.UnitNorm()),
+            layers.Dense(4),
+        ]
+    )
+    optimizer = keras.optimizers.AdamW(
+        1e-2, weight_decay=0.1, use_ema=True, ema_overwrite_frequency=None
+    )
+    fit(model, gpk.GradualPrune(optimizer, SCHEDULE), epochs=12)
+    # The average of the weights, which Keras puts into the model in the end, remembers
+    # weights from before the pruning.
+    check_exact(model, gpk.plan(model, SCHEDULE))
+
+
+def test_loss_scales():
+    model = shared()
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        gpk.GradualPrune("adam", SCHEDULE), initial_scale=8.0
+    )
+    history = fit(model, optimizer, callbacks=[gpk.LogSparsity()])
+    assert history.history["sparsity"][-1] == 0.75
+    check_exact(model, gpk.plan(model, SCHEDULE))
+    with pytest.raises(ValueError, match="put it outside"):
+        gpk.GradualPrune(
+            keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), SCHEDULE
+        )
+
+
+def test_learning_rates_are_those_of_the_optimizer():
+    model = shared()
+    callback = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5 / (epoch + 1))
+    fit(model, gpk.GradualPrune("sgd", SCHEDULE), epochs=2, callbacks=[callback])
+    assert float(model.optimizer.inner_optimizer.learning_rate) == 0.25
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structure": gp.NM(2, 4), "schedule": 0.5},
+        {"structure": gp.Channel()},
+        {"allocation": "global"},
+        {"score": gp.Movement()},
+        {"score": gp.Fisher(0.9)},
+    ],
+)
+def test_everything_that_rules_say(fields):
+    model = shared()
+    sparsity = fields.pop("schedule", 0.75)
+    schedule = gp.polynomial_schedule(sparsity, 1, 7, every=3)
+    fit(model, gpk.GradualPrune("adam", schedule, **fields))
+    gpk.check_pruned(model)
+    masks = gpk.get_masks(model)
+    assert float(gp.sparsity(masks)["total"]) == sparsity
+
+
+def test_depthwise_kernels_by_choice():
+    model = cnn()
+    optimizer = gpk.GradualPrune("adam", SCHEDULE, where=".*(kernel)")
+    fit(model, optimizer)
+    masks = gpk.get_masks(model)
+    assert isinstance(masks["sequential/depthwise_conv2d/kernel"], jax.Array)
+    assert isinstance(masks["sequential/separable/depthwise_kernel"], jax.Array)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_depthwise"),
+    [
+        ("depthwise_conv2d_3", True),
+        ("conv_dw_13", True),
+        ("block_1_depthwise", True),
+        ("block1a_dwconv2", True),
+        ("dwconv2", True),
+        ("dense", False),
+        ("dwarf", False),
+        ("conv_pw_1", False),
+    ],
+)
+def test_names_of_depthwise_layers(name, is_depthwise):
+    leaf = jax.ShapeDtypeStruct((3, 3, 8, 1), jnp.float32)
+    assert gpk.variables.is_weight((f"model/{name}/kernel",), leaf) != is_depthwise
+
+
+def test_a_loop_of_ones_own():
+    """`optimizer.apply` outside of `fit`, eagerly."""
+    layer = layers.Dense(4)
+    layer.build((None, 8))
+    optimizer = gpk.GradualPrune("sgd", gp.one_shot_schedule(0.5, 1))
+    variables = layer.trainable_variables
+    for _ in range(3):
+        optimizer.apply([jnp.ones(v.shape) for v in variables], variables)
+    assert int(np.count_nonzero(np.asarray(layer.kernel.value))) == 16
+
+
+def test_on_eight_devices():
+    devices = jax.devices()
+    mesh = keras.distribution.DeviceMesh((2, 4), ("batch", "model"), devices)
+    layout = keras.distribution.LayoutMap(mesh)
+    layout["both/kernel"] = (None, "model")
+    distribution = keras.distribution.ModelParallel(
+        layout_map=layout, batch_dim_name="batch"
+    )
+    with distribution.scope():
+        model = shared()
+        fit(model, gpk.GradualPrune("adam", SCHEDULE))
+    kernel = next(v for v in model.trainable_variables if v.path == "both/kernel")
+    mask = gpk.get_masks(model)["both/kernel"]
+    assert not kernel.value.sharding.is_fully_replicated
+    assert mask.sharding.is_equivalent_to(kernel.value.sharding, 2)
+    check_exact(model, gpk.plan(model, SCHEDULE))
+
+
+def test_refused():
+    model = shared()
+    model.compile(optimizer="adam", loss="mse")
+    with pytest.raises(ValueError, match=r"compile it with GradualPrune"):
+        gpk.get_masks(model)
+    model.compile(optimizer=gpk.GradualPrune("adam", SCHEDULE), loss="mse")
+    with pytest.raises(ValueError, match="not built yet"):
+        gpk.get_masks(model)
+    with pytest.raises(ValueError, match="set it in the rules"):
+        gpk.GradualPrune("adam", [gp.Rule(SCHEDULE)], where=".*")
+    accumulating = keras.optimizers.SGD(0.01, gradient_accumulation_steps=4)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps"):
+        gpk.GradualPrune(accumulating, SCHEDULE, score=gp.Saliency())
+    with pytest.raises(ValueError, match="matches no"):
+        fit(model, gpk.GradualPrune("adam", SCHEDULE, where="nothing"))
+    with pytest.raises(ValueError, match="not built"):
+        gpk.plan(keras.Sequential([layers.Dense(3)]), SCHEDULE)
