@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+CLIENTS := .venv-clients
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-oldest lint format docs bench clean
+.PHONY: demo test test-oldest test-clients lint format docs bench clean
 
 # The theme has news of its own, which is no news of this project.
 export NO_MKDOCS_2_WARNING := 1
@@ -17,6 +18,10 @@ test: lint
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -o addopts="" tests
+
+# With the real packages of docs/clients.md; uv makes an environment for each.
+test-clients: $(CLIENTS)/installed
+	$(CLIENTS)/bin/python -m tests.clients
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -36,7 +41,7 @@ bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks.speed
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist
+	rm -rf $(VENV) $(OLDEST) $(CLIENTS) build dist
 
 $(VENV)/installed-demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -51,4 +56,9 @@ $(VENV)/installed-test: pyproject.toml
 $(OLDEST)/installed: pyproject.toml tests/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --editable . --constraint tests/oldest.txt --requirement tests/oldest.txt
+	touch $@
+
+$(CLIENTS)/installed:
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet uv
 	touch $@

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import itertools
+import os
 import pathlib
 import re
 import shlex
@@ -14,7 +15,9 @@ import pytest
 
 import gradprune_jax
 
+os.environ.setdefault("KERAS_BACKEND", "jax")
 pytest.importorskip("click")
+pytest.importorskip("keras")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("safetensors")
@@ -22,12 +25,12 @@ pytest.importorskip("zstandard")
 
 from click.testing import CliRunner
 
-from gradprune_jax import _cli, export, primitives, report
+from gradprune_jax import _cli, export, keras, primitives, report
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PUBLIC = {
     f"{module.__name__}.{name}": value
-    for module in (gradprune_jax, report, export, primitives)
+    for module in (gradprune_jax, report, export, primitives, keras)
     for name, value in vars(module).items()
     if isinstance(value, Callable | types.UnionType) and not name.startswith("_")
 }
@@ -94,7 +97,7 @@ def test_a_docstring_that_python_makes_up_is_none():
             DOCS / "command_line.md",
             "model.npz",
             "blocks.safetensors chance.safetensors dense.safetensors nm.safetensors "
-            "packed.safetensors pruned.safetensors report.png",
+            "packed.safetensors pruned.safetensors report.png small.safetensors",
         ),
         (
             DOCS.parent / "README.md",
