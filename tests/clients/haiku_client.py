@@ -49,10 +49,8 @@ def test_a_residual_network():
     tx = optax.chain(optax.adam(1e-3), gp.gradual_prune(SCHEDULE))
     (params, _, opt_state), with_link = train(tx, 12)
     harness.check_exact(params, opt_state, planned)
-    missed = [leaf.path for leaf in planned.leaves if leaf.is_missed]
-    assert all(
-        path.endswith(("batchnorm/scale", "batchnorm/offset")) for path in missed
-    )
+    missed = {leaf.path.split("/")[-1] for leaf in planned.leaves if leaf.is_missed}
+    assert missed == {"scale", "offset"}  # of batch norm, which have four axes
     harness.record(
         "dm-haiku",
         "ResNet-18, own loop",
