@@ -301,6 +301,18 @@ def test_a_file_that_shrinks_while_it_is_read_leaves_nothing(model, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
 
 
+def test_a_file_of_safetensors_may_begin_like_an_index(tmp_path):
+    """With the length of its header: 123 is a brace, and not every writer pads."""
+    entry = {"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
+    text = json.dumps(entry).encode().ljust(123)
+    file = tmp_path / "model.safetensors"
+    content = len(text).to_bytes(8, "little") + text + np.ones(4, np.float32).tobytes()
+    file.write_bytes(content)
+    assert content.startswith(b"{")
+    succeed("prune", file, tmp_path / "out", "--sparsity", 0.5)
+    assert export.load_sparse(file)["w"].sum() == 4
+
+
 def test_only_checkpoints_are_replaced(model, tmp_path):
     out = tmp_path / "out"
     arguments = ("prune", model, out, "--sparsity", 0.5)

@@ -34,7 +34,6 @@ class Checkpoint:
       is_torch: whether names and axes are PyTorch's: keys joined by dots, (out, in).
       metadata: what safetensors files say besides, without this library's own.
       shards: the safetensors files of a folder; None of all other formats.
-      shard_of: the name of the file that holds a parameter, by path.
     """
 
     file: pathlib.Path
@@ -43,7 +42,6 @@ class Checkpoint:
     is_torch: bool = False
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shards: Shards | None = None
-    shard_of: Mapping[Path, str] = dataclasses.field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, StoredArray]:
@@ -63,7 +61,8 @@ class Checkpoint:
         """The parameters that each file holds, by the name of the file."""
         parts: dict[str, dict[Path, StoredArray]] = {}
         for path, array in self.arrays.items():
-            parts.setdefault(self.shard_of[path], {})[path] = array
+            name = "" if array.file is None else array.file.name
+            parts.setdefault(name, {})[path] = array
         return {
             name: dataclasses.replace(self, arrays=parts[name])
             for name in sorted(parts)
@@ -103,7 +102,7 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
     arrays = opened.arrays
     prefix = _find_parameters(file, arrays) if params is None else _keys(params)
     own = {
-        path: StoredArray(array.spec, functools.partial(_read, file, array))
+        path: dataclasses.replace(array, read=functools.partial(_read, file, array))
         for path, array in sorted(_below(file, arrays, prefix).items())
     }
     left_out = {
@@ -112,15 +111,7 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
         if path[: len(prefix)] != prefix
     }
     names = tuple(sorted(map("/".join, left_out)))
-    return Checkpoint(
-        file,
-        own,
-        names,
-        opened.is_torch,
-        opened.metadata,
-        opened.shards,
-        {path: opened.shard_of.get((*prefix, *path), "") for path in own},
-    )
+    return Checkpoint(file, own, names, opened.is_torch, opened.metadata, opened.shards)
 
 
 def _read(file: pathlib.Path, array: StoredArray) -> np.ndarray:

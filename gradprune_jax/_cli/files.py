@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -81,6 +82,6 @@ def tracked(
             return read
 
         yield {
-            name: StoredArray(array.spec, counted(array))
+            name: dataclasses.replace(array, read=counted(array))
             for name, array in arrays.items()
         }

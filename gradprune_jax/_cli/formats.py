@@ -41,14 +41,12 @@ class Opened:
       is_torch: whether names and axes are PyTorch's: keys joined by dots, (out, in).
       metadata: what safetensors files say besides, without this library's own.
       shards: the safetensors files of a folder; None of all other formats.
-      shard_of: the name of the file that holds an array, by path.
     """
 
     arrays: dict[Path, StoredArray]
     is_torch: bool = False
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shards: Shards | None = None
-    shard_of: Mapping[Path, str] = dataclasses.field(default_factory=dict)
 
 
 def open_arrays(file: pathlib.Path) -> Opened:
@@ -59,7 +57,7 @@ def open_arrays(file: pathlib.Path) -> Opened:
       OSError: if it cannot be read.
     """
     if holds_shards(file):
-        return _open_shards(open_shards(file))
+        return _open_safetensors(file, open_shards(file))
     if file.is_dir():
         return Opened(_without_boxes(open_folder(file)))
     if _begins_like_safetensors(file):
@@ -79,45 +77,15 @@ def _begins_like_safetensors(file: pathlib.Path) -> bool:
     return brace == b"{" and int.from_bytes(length, "little") < 2**32
 
 
-def _open_safetensors(file: pathlib.Path) -> Opened:
-    """Open a safetensors file, dense or sparse, of JAX or PyTorch."""
+def _open_safetensors(file: pathlib.Path, shards: Shards | None = None) -> Opened:
+    """Open safetensors, dense or sparse, of JAX or PyTorch, in one file or several."""
     named, metadata = open_sparse(file)
-    paths, is_torch = _paths(named)
-    arrays = {paths[name]: named[name] for name in named}
-    return Opened(arrays, is_torch, metadata)
-
-
-def _open_shards(shards: Shards) -> Opened:
-    """Open the safetensors files of a folder."""
-    named: dict[str, StoredArray] = {}
-    metadata: dict[str, str] = {}
-    shard_of: dict[str, str] = {}
-    for file in shards.files:
-        own, said = open_sparse(file)
-        twice = named.keys() & own
-        if twice:
-            raise ValueError(f"{file}: {min(twice)!r} is in another file too.")
-        named |= own
-        metadata = said | metadata
-        shard_of |= dict.fromkeys(own, file.name)
-    paths, is_torch = _paths(named)
-    return Opened(
-        {paths[name]: named[name] for name in named},
-        is_torch,
-        metadata,
-        shards,
-        {paths[name]: shard_of[name] for name in named},
-    )
-
-
-def _paths(named: Iterable[str]) -> tuple[dict[str, Path], bool]:
-    """Return the path of each name, and whether names are PyTorch's, with dots."""
-    names = list(named)
-    is_torch = any("." in name for name in names) and not any(
-        "/" in name for name in names
+    is_torch = any("." in name for name in named) and not any(
+        "/" in name for name in named
     )
     separator = "." if is_torch else "/"
-    return {name: tuple(name.split(separator)) for name in names}, is_torch
+    arrays = {tuple(name.split(separator)): named[name] for name in named}
+    return Opened(arrays, is_torch, metadata, shards)
 
 
 def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:

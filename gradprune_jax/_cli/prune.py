@@ -105,9 +105,9 @@ def _prune(rule: gp.Rule, checkpoint: Checkpoint) -> Checkpoint:
     )
     masks = None if rule.allocation == "uniform" else together
     pruned = {
-        path: StoredArray(
-            arrays[path].spec,
-            functools.partial(_read_pruned, rule, checkpoint, path, masks),
+        path: dataclasses.replace(
+            arrays[path],
+            read=functools.partial(_read_pruned, rule, checkpoint, path, masks),
         )
         for path in selected
     }

@@ -83,7 +83,9 @@ def open_safetensors(
         except ValueError as error:
             raise ValueError(f"{file}: {error}; write the file again.") from None
         place = 8 + length + entry["data_offsets"][0]
-        arrays[name] = StoredArray(spec, functools.partial(_read, file, place, spec))
+        arrays[name] = StoredArray(
+            spec, functools.partial(_read, file, place, spec), file
+        )
     return arrays, metadata
 
 

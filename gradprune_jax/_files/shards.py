@@ -54,7 +54,11 @@ def holds_shards(path: pathlib.Path) -> bool:
     if path.is_dir():
         return any(path.glob(f"*{_SHARD}")) or any(path.glob(f"*{_INDEX}"))
     with path.open("rb") as stream:
-        return stream.read(256).lstrip().startswith(b"{")
+        begin = stream.read(256)
+    # A safetensors file begins with the length of its header, whose first byte may be
+    # that of a brace.
+    is_length = int.from_bytes(begin[:8], "little") < 2**32
+    return begin.lstrip().startswith(b"{") and not is_length
 
 
 def open_shards(path: pathlib.Path) -> Shards:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class StoredArray:
     Attributes:
       spec: its shape and dtype.
       read: reads it.
+      file: which holds it, where a checkpoint has several.
 
     Examples:
       >>> spec = Spec((2,), np.dtype(np.float32))
@@ -50,6 +52,7 @@ class StoredArray:
 
     spec: Spec
     read: Callable[[], np.ndarray]
+    file: pathlib.Path | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def _open_file(
             raise _damaged(file, name, error) from None
         spec = Spec(shape, stored[f"{name}.compressed"].dtype)
         read = functools.partial(_decompress, file, name, stored)
-        arrays[name] = StoredArray(spec, read)
+        arrays[name] = StoredArray(spec, read, file)
     return arrays, {
         key: text for key, text in metadata.items() if not key.startswith(OWN)
     }

@@ -15,6 +15,7 @@ Its wheel declares no dependencies for CPU, so the comment above names those tha
 training loop imports.
 """
 
+import dataclasses
 import pathlib
 
 import maxtext
@@ -168,6 +169,30 @@ def test_steps_that_are_skipped(tmp_path):
     assert int(pruning.count[...]) == 9
     planned = gp.plan(RULES, params_of(state), total_steps=9)
     harness.check_exact(params_of(state), state.optimizer.opt_state, planned)
+
+
+def test_steps_that_are_skipped_do_not_count(tmp_path, monkeypatch):
+    """The link before `skip_step_on_spikes`, which knows of it then."""
+    settings = {
+        "skip_step_on_spikes": True, "skip_step_interval": 4,
+        "skip_step_scaling_factor": -100.0,  # every step is a spike
+    }  # fmt: skip
+    window = gp.polynomial_schedule(0.9, begin_step=0, end_step=1, every=1)
+    rules = [RULES[0], dataclasses.replace(RULES[1], schedule=window)]
+    theirs = optimizers.skip_step_on_spikes
+    monkeypatch.setattr(
+        optimizers,
+        "skip_step_on_spikes",
+        lambda tx, **fields: theirs(optax.chain(tx, gp.gradual_prune(rules)), **fields),
+    )
+    train.train_loop(configured(tmp_path, **settings), None)
+    state = restored(tmp_path, **settings)
+    spikes = state.optimizer.opt_state
+    assert bool(spikes["is_skipped"][...])
+    _, pruning = spikes["inner_state"]
+    assert int(pruning.count[...]) == 2  # before it has a history
+    planned = gp.plan(rules, params_of(state), total_steps=2)
+    harness.check_exact(params_of(state), spikes, planned)
 
 
 @pytest.mark.usefixtures("pruning")
