@@ -21,6 +21,7 @@ from gradprune_jax._budget import Budget, as_budget, smallest_sparsity
 from gradprune_jax._checks import check_sparsity, is_traced
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
+from gradprune_jax._plan import cost_of, plan
 from gradprune_jax._rules import Allocation, Rule, Where, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
 from gradprune_jax._scores import AnyScore
@@ -62,8 +63,8 @@ def prune(
       sparsity: the fraction of zeros, in [0, 1]; may be a tracer. With `NM`
         it must be 1 - keep/of. A tracer is not checked, and N:M keeps its own sparsity.
       budget: in place of the sparsity, what the model may have: a number of non-zeros
-        or a `Budget`. The smallest sparsity that fits is found with the weights, by
-        about 30 selections in the same compiled program.
+        or a `Budget`. The smallest sparsity that fits is found by about 30 plans, or
+        selections where what is kept depends on the weights.
       where: which parameters to prune, see `Rule`.
       structure: which weights are kept together.
       allocation: `"uniform"`, `"global"` or `"erk"`.
@@ -137,6 +138,9 @@ def _fitted(rule: Rule, params: Any, gradients: Any, budget: Budget) -> Rule:
         return dataclasses.replace(rule, schedule=one_shot_schedule(sparsity, 0))
 
     def cost_at(sparsity: float) -> int:
+        planned = cost_of(plan([at(sparsity)], params), budget)
+        if planned is not None:
+            return planned
         masks = treedef.flatten_up_to(masks_of_rule(at(sparsity), params, gradients))
         return sum(
             budget.cost(np.shape(leaf.value), leaf.value.dtype.itemsize, kept)
@@ -145,7 +149,11 @@ def _fitted(rule: Rule, params: Any, gradients: Any, budget: Budget) -> Rule:
         )
 
     selected = set(selected_leaves(rule, params))
-    dense = [leaf.name for i, leaf in enumerate(leaves) if i not in selected]
+    dense = [
+        leaf.name
+        for i, leaf in enumerate(leaves)
+        if i not in selected and jnp.issubdtype(leaf.value.dtype, jnp.floating)
+    ]
     return at(smallest_sparsity(cost_at, budget, 0.0, dense))
 
 

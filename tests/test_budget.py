@@ -266,3 +266,16 @@ def test_losses_that_are_nan_are_never_chosen():
     assert allocated.kept == (least, 0, 0)
     with pytest.raises(ValueError, match="measure higher ones"):
         gp.allocate_sparsity(measured, params, least - 1)
+
+
+def test_a_choice_that_saves_nothing_but_lowers_the_loss():
+    """In bytes a little sparsity costs as much as none."""
+    rises = np.array([[-1.0, 0.25], [2.0, 0.5]], np.float32)
+    kept = np.array([[2, 0], [5, 2]])
+    params = {"a": jnp.ones((2, 1)), "b": jnp.ones((5, 1))}
+    measured = gp.Sensitivity(
+        ("a", "b"), (0.25, 0.6), rises, 0.0, kept, gp.Rule(gp.one_shot_schedule(0.5, 0))
+    )
+    allocated = gp.allocate_sparsity(measured, params, 6)
+    assert allocated.estimate == pytest.approx(-0.5)
+    assert allocated.sparsities == (0.25, 0.6)

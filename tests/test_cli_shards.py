@@ -1,7 +1,9 @@
 """Hugging Face's folders: several safetensors files with their index, in and out."""
 
+import contextlib
 import json
 import os
+import pathlib
 import shutil
 
 import jax.numpy as jnp
@@ -256,7 +258,9 @@ DAMAGES = {
     "huge": (with_metadata(total_size=10**400), [INDEX, "total_size"]),
     "text": (with_metadata(total_size="9" * 9999), [INDEX, "total_size"]),
     "no map": (index_of(b'{"metadata": {}}'), [INDEX, "weight_map"]),
-    "empty": (index_of(b'{"weight_map": {}}'), [INDEX, "weight_map"]),
+    "empty": (index_of(b'{"weight_map": {}}'), ["holds no arrays"]),
+    "long name": (put("n" * 10**6, FIRST), [FIRST, "lacks"]),
+    "long place": (put(EMBEDDING, "n" * 10**6), [INDEX, EMBEDDING]),
     "list": (index_of(b'{"weight_map": ["a"]}'), [INDEX, "weight_map"]),
     "not JSON": (index_of(b'{"weight_map"'), [INDEX, "no index"]),
     "no UTF-8": (index_of(b'{"\xff": 1}'), [INDEX, "no index"]),
@@ -324,7 +328,7 @@ def test_only_checkpoints_are_replaced(model, tmp_path):
     (out / "notes").mkdir()
     result = invoke(*arguments, "--force")
     assert result.exit_code == 1
-    assert "other things" in result.stderr
+    assert "'notes', which would be lost" in result.stderr
     home = tmp_path / "home"
     home.mkdir()
     (home / "letter.txt").write_text("dear")
@@ -339,6 +343,9 @@ def test_only_checkpoints_are_replaced(model, tmp_path):
 
 
 def test_a_model_is_pruned_in_its_own_place(model):
+    arguments = ("prune", model, model, "--sparsity", 0.5, "--force")
+    assert "'pytorch_model.bin', which would be lost" in invoke(*arguments).stderr
+    (model / "pytorch_model.bin").unlink()
     succeed("prune", model, model, "--sparsity", 0.5, "--force")
     assert gp.sparsity(arrays_of(model / FIRST))[EMBEDDING] == 0.5
     assert (model / "config.json").exists()
@@ -372,3 +379,72 @@ def test_one_array_in_two_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'a' is in another file"):
         export.open_sparse(folder)
     assert "'a' is in another file" in invoke("report", folder).stderr
+
+
+def test_parts_of_a_sparse_array_in_another_file_are_refused(tmp_path):
+    """Per file the names differ; in the index they would not."""
+    params = {"w": np.eye(64, dtype=np.float32), "w.compressed": np.ones((64, 64))}
+    with pytest.raises(ValueError, match="would both be stored as 'w.compressed'"):
+        export.save_sparse(tmp_path / "out", params, max_shard_bytes=100)
+    assert not list(tmp_path.iterdir())
+    export.save_sparse(tmp_path / "empty", {}, max_shard_bytes=100)
+    assert export.load_sparse(tmp_path / "empty") == {}
+
+
+def test_any_length_of_header_is_no_index(tmp_path):
+    """31,520 bytes begin with a blank and a brace."""
+    file = tmp_path / "model.safetensors"
+    arrays = {"w": np.eye(8, dtype=np.float32)}
+    for length in range(31_300, 31_600, 8):
+        safetensors.numpy.save_file(arrays, file, {"note": "x" * length})
+        if file.read_bytes()[:2] == b" {":
+            break
+    assert file.read_bytes()[:2] == b" {"
+    assert export.load_sparse(file)["w"].sum() == 8
+
+
+def test_modules_of_torch_may_be_called_params(tmp_path):
+    shards = {FIRST: {"enc.params.weight": np.ones((4, 4), np.float32)},
+              SECOND: {"head.weight": np.ones((4, 4), np.float32)}}  # fmt: skip
+    folder = write_folder(tmp_path / "model", shards)
+    succeed("prune", folder, tmp_path / "out", "--sparsity", 0.5)
+    for file, arrays in shards.items():
+        assert arrays_of(tmp_path / "out" / file).keys() == arrays.keys()
+
+
+def test_companions_are_no_weights(model, tmp_path):
+    shutil.copyfile(model / FIRST, model / "vocab.safetensors")
+    (model / "tokenizer.json").write_text("{}")
+    succeed("prune", model, tmp_path / "out", "--sparsity", 0.5)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {FIRST, SECOND, INDEX, "config.json", "tokenizer.json"}
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_signal_while_a_folder_is_replaced(tmp_path, monkeypatch, moment):
+    """At any moment: either the old folder or the new one, and nothing beside it."""
+    folder = tmp_path / "model"
+    export.save_sparse(folder, {"w": np.zeros((8, 8))}, max_shard_bytes=10**6)
+    calls = iter(range(100))
+
+    def stopped(method):
+        def call(*args, **kwargs):
+            step = next(calls)
+            if step == moment and step % 2 == 0:
+                raise KeyboardInterrupt
+            result = method(*args, **kwargs)
+            if step == moment:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    monkeypatch.setattr(pathlib.Path, "rename", stopped(pathlib.Path.rename))
+    monkeypatch.setattr(shutil, "rmtree", stopped(shutil.rmtree))
+    with contextlib.suppress(KeyboardInterrupt):
+        export.save_sparse(
+            folder, {"w": np.ones((8, 8))}, max_shard_bytes=10**6, overwrite=True
+        )
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert export.load_sparse(folder)["w"].sum() in (0, 64)

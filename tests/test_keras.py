@@ -1,5 +1,6 @@
 """Keras on JAX: `GradualPrune` in `model.fit`, with the promises of the other links."""
 
+import logging
 import os
 
 import jax
@@ -202,6 +203,98 @@ def test_saved_and_loaded(tmp_path):
     for path, mask in masks.items():
         if isinstance(mask, jax.Array):
             np.testing.assert_array_equal(mask, others[path])
+
+
+class Subclassed(keras.Model):
+    def __init__(self, **fields):
+        super().__init__(**fields)
+        self.one, self.other = layers.Dense(8), layers.Dense(8)
+
+    def call(self, x):
+        return self.other(self.one(x))
+
+
+def test_masks_are_loaded_by_position(tmp_path):
+    """Names are counted up: dense_9 and dense_10 in one session, dense in the next."""
+    inputs = RNG.normal(size=(16, 8)).astype(np.float32)
+    for _ in range(9):
+        layers.Dense(1)
+    model = Subclassed()
+    model.compile(optimizer=gpk.GradualPrune("adam", SCHEDULE), loss="mse")
+    model.fit(inputs, inputs, 16, 9, verbose=0)
+    assert [v.path.split("/")[-2] for v in model.trainable_variables[::2]] == [
+        "dense_9",
+        "dense_10",
+    ]
+    before = [np.asarray(v.value) for v in model.trainable_variables]
+    model.save_weights(tmp_path / "model.weights.h5")
+    keras.utils.clear_session()
+    other = Subclassed()
+    other.compile(optimizer=gpk.GradualPrune("adam", SCHEDULE), loss="mse")
+    other(inputs)
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "model.weights.h5")
+    gpk.check_pruned(other)
+    other.fit(inputs, inputs, 16, 1, verbose=0)
+    for old, new in zip(before, other.trainable_variables, strict=True):
+        assert not np.asarray(new.value)[old == 0].any() or old.ndim == 1
+
+
+def test_masks_of_a_sparse_model_are_set(tmp_path):
+    model = shared()
+    fit(model, gpk.GradualPrune("adam", SCHEDULE))
+    masks = gpk.get_masks(model)
+    later = gp.polynomial_schedule(0.9, begin_step=1, end_step=7, every=3)
+    model.compile(optimizer=gpk.GradualPrune("adam", later), loss="mse")
+    gpk.set_masks(model, masks)
+    model.fit(*batch_of(model), 16, 9, verbose=0)
+    check_exact(model, gpk.plan(model, later))
+    for path, mask in gpk.get_masks(model).items():
+        if isinstance(mask, jax.Array):
+            assert not (np.asarray(mask) & ~np.asarray(masks[path])).any()
+
+
+def test_errors_of_a_step_are_not_hidden():
+    model = shared()
+    fit(model, gpk.GradualPrune("adam", SCHEDULE), epochs=1)
+    inputs, targets = batch_of(model)
+    with pytest.raises((TypeError, ValueError), match="incompatible shapes"):
+        model.fit(inputs, targets[:, :3], verbose=0)
+
+
+def test_eager_steps_do_not_compile_anew():
+    layer = layers.Dense(4)
+    layer.build((None, 8))
+    optimizer = gpk.GradualPrune("sgd", SCHEDULE)
+    variables = layer.trainable_variables
+    gradients = [jnp.ones(v.shape) for v in variables]
+    optimizer.apply(gradients, variables)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patched:
+        compiled = []
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        patched.setattr(logger, "handle", lambda record: compiled.append(record))
+        optimizer.apply(gradients, variables)
+        first = len(compiled)
+        optimizer.apply(gradients, variables)
+    assert len(compiled) == first
+
+
+def test_decay_is_excluded_where_the_optimizer_is_told():
+    kernel = keras.Variable(np.ones((4, 4), np.float32), name="kernel")
+    inner = keras.optimizers.SGD(0.5, weight_decay=0.5)
+    optimizer = gpk.GradualPrune(inner, gp.one_shot_schedule(0.5, step=9))
+    optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    optimizer.apply([jnp.zeros((4, 4))], [kernel])
+    assert (np.asarray(kernel.value) == 1).all()
+
+
+def test_a_planned_budget_is_trained_to_and_saved(tmp_path):
+    model = shared()
+    planned = gpk.plan(model, SCHEDULE, budget=50)
+    fit(model, gpk.GradualPrune("adam", list(planned.rules)))
+    kernels = [v for path, v in values(model).items() if path.endswith("kernel")]
+    assert sum(int((kernel != 0).sum()) for kernel in kernels) == planned.kept[0]
+    model.save(tmp_path / "model.keras")
 
 
 def test_functions_cannot_be_saved(tmp_path):

@@ -100,7 +100,12 @@ def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint
     with blaming(file, READ_ERRORS):
         opened = open_arrays(file)
     arrays = opened.arrays
-    prefix = _find_parameters(file, arrays) if params is None else _keys(params)
+    if params is not None:
+        prefix = _keys(params)
+    else:
+        # In PyTorch a module may be called so, which holds a part of the parameters.
+        is_whole = opened.is_torch and all(path[0] != "params" for path in arrays)
+        prefix = () if is_whole else _find_parameters(file, arrays)
     own = {
         path: dataclasses.replace(array, read=functools.partial(_read, file, array))
         for path, array in sorted(_below(file, arrays, prefix).items())

@@ -85,7 +85,7 @@ def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--budget",
-            type=click.IntRange(min=0),
+            type=click.IntRange(min=0, max=2**63),
             help="In place of --sparsity, what the model may have: non-zeros, or bytes "
             "with --layout.",
         ),

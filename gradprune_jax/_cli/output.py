@@ -10,6 +10,7 @@ import click
 
 from gradprune_jax._cli.checkpoints import Checkpoint
 from gradprune_jax._files import (
+    SHARDS_AND_INDEX,
     StoredArray,
     replacing,
     replacing_folder,
@@ -66,7 +67,7 @@ def write_checkpoint(
             changed = change(checkpoint)
             write_file(temporary, changed.named, changed.metadata)
         return
-    with replacing_folder(out, force) as folder:
+    with replacing_folder(out, force, (*SHARDS_AND_INDEX, *_COMPANIONS)) as folder:
         parts = change(checkpoint).by_shard()
         for companion in _companions(shards.folder):
             shutil.copyfile(companion, folder / companion.name)
@@ -108,4 +109,5 @@ def _is_one_file(checkpoint: Checkpoint, out: pathlib.Path) -> bool:
 def _companions(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files that belong to a model besides its weights."""
     found = {file for each in _COMPANIONS for file in folder.glob(each)}
-    return sorted(file for file in found if file.is_file())
+    weights = {file for each in SHARDS_AND_INDEX for file in folder.glob(each)}
+    return sorted(file for file in found - weights if file.is_file())

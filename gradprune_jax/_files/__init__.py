@@ -21,6 +21,7 @@ from gradprune_jax._files.safetensors import entry_nbytes as entry_nbytes
 from gradprune_jax._files.safetensors import open_safetensors as open_safetensors
 from gradprune_jax._files.safetensors import safetensors_nbytes as safetensors_nbytes
 from gradprune_jax._files.safetensors import write_safetensors as write_safetensors
+from gradprune_jax._files.shards import SHARDS_AND_INDEX as SHARDS_AND_INDEX
 from gradprune_jax._files.shards import Shards as Shards
 from gradprune_jax._files.shards import holds_shards as holds_shards
 from gradprune_jax._files.shards import open_shards as open_shards

@@ -7,7 +7,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 def check_free(file: pathlib.Path, overwrite: bool) -> None:
@@ -59,14 +59,15 @@ def replacing(file: pathlib.Path, overwrite: bool = True) -> Iterator[pathlib.Pa
 
 @contextlib.contextmanager
 def replacing_folder(
-    folder: pathlib.Path, overwrite: bool = True
+    folder: pathlib.Path, overwrite: bool, content: Sequence[str]
 ) -> Iterator[pathlib.Path]:
     """Write a folder by way of a temporary one, which takes its place if all goes well.
 
     Args:
       folder: to write.
-      overwrite: whether it replaces a folder that exists by then. Only a checkpoint is
-        replaced: a folder that is empty, or has safetensors files and no folders in it.
+      overwrite: whether it replaces a folder that exists by then.
+      content: patterns of the names that a folder to be replaced may hold; one with
+        anything else in it is not.
 
     Yields:
       The temporary folder, empty, beside `folder`. If the block fails, it is removed,
@@ -76,7 +77,9 @@ def replacing_folder(
       FileExistsError: if `folder` exists by then and may not be replaced.
       OSError: if it cannot be written; the error names `folder`.
     """
-    _check_replaceable(folder)
+    if not folder.name:
+        raise OSError(f"{folder}: has no name of its own; give a new one.")
+    _check_replaceable(folder, content)
     if not folder.parent.is_dir():
         raise FileNotFoundError(
             f"{folder}: {folder.parent} is no folder; make it first."
@@ -88,7 +91,7 @@ def replacing_folder(
             yield temporary
             _place_folder(temporary, folder, overwrite)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -131,19 +134,19 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
     return path.parent / f".gradprune-{secrets.token_hex(8)}"
 
 
-def _check_replaceable(folder: pathlib.Path) -> None:
-    """Raise an error if something exists that is more than a checkpoint."""
+def _check_replaceable(folder: pathlib.Path, content: Sequence[str]) -> None:
+    """Raise an error if something exists that holds more than it may."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
         raise OSError(f"{folder}: is no folder, and is not replaced by one.")
-    content = list(folder.iterdir())
-    is_checkpoint = any(each.suffix == ".safetensors" for each in content)
-    if content and (not is_checkpoint or any(each.is_dir() for each in content)):
-        raise OSError(
-            f"{folder}: holds other things than a checkpoint, and is not replaced; "
-            "choose another name."
-        )
+    for each in sorted(folder.iterdir()):
+        is_known = any(map(each.match, content)) and not each.is_dir()
+        if not is_known:
+            raise OSError(
+                f"{folder}: holds {each.name!r}, which would be lost, and is not "
+                "replaced; choose another name."
+            )
 
 
 def _place_folder(
@@ -158,10 +161,21 @@ def _place_folder(
             f"{folder}: has appeared in the meantime, and is not replaced."
         )
     before = _beside(folder)
-    folder.rename(before)
     try:
+        folder.rename(before)
         temporary.rename(folder)
-    except BaseException:
-        before.rename(folder)
+        _remove(before)
+    except BaseException:  # a signal may come between any two of them
+        if not os.path.lexists(folder):
+            before.rename(folder)
+        _remove(before)
         raise
-    shutil.rmtree(before, ignore_errors=True)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Remove a folder, if it is there, to the end also if a signal comes."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

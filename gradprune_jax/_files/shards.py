@@ -23,6 +23,9 @@ from gradprune_jax._files.stored import shortened
 _INDEX = ".safetensors.index.json"
 _SHARD = ".safetensors"
 
+# The names of the files that make up such a checkpoint.
+SHARDS_AND_INDEX = (f"*{_SHARD}", f"*{_INDEX}")
+
 # More than any index has; that of a model with a million arrays has 100 MB.
 _MOST_BYTES = 2**28
 
@@ -99,11 +102,20 @@ def write_index(
       shards: the names of the files.
       name: of the index.
       metadata: what it says besides the size of all arrays.
+
+    Raises:
+      ValueError: if two shards hold arrays of the same name, an array and a part of a
+        sparse one among them.
     """
     places: dict[str, str] = {}
     size = 0
     for shard in shards:
         arrays, _ = open_safetensors(folder / shard)
+        twice = places.keys() & arrays
+        if twice:
+            raise ValueError(
+                f"two arrays would both be stored as {_quoted(min(twice))}; rename one."
+            )
         places |= dict.fromkeys(arrays, shard)
         size += sum(array.spec.nbytes for array in arrays.values())
     document = {
@@ -133,10 +145,10 @@ def _open_index(file: pathlib.Path) -> Shards:
     size = 0
     for shard in sorted(listed):
         size += _check_shard(file, shard, listed[shard])
-    said = metadata.pop("total_size", size)
-    if said != size or isinstance(said, bool):
+    said = metadata.pop("total_size", None)
+    if said is not None and (said != size or isinstance(said, bool)):
         raise ValueError(
-            f"{file}: says that all arrays have {shortened(repr(said))} bytes "
+            f"{file}: says that all arrays have {_quoted(said)} bytes "
             f"(total_size), where {len(listed)} files from {sorted(listed)[0]!r} on "
             f"have {size}; a file is from another checkpoint, or correct the number."
         )
@@ -154,14 +166,16 @@ def _read_index(file: pathlib.Path) -> tuple[dict[str, str], dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{file}: is no index of safetensors, {error}.") from None
     places = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(places, dict) or not places:
+    if not isinstance(places, dict):
         raise ValueError(
             f'{file}: is no index of safetensors; it must have a "weight_map" that '
             "names the file of each array."
         )
     metadata = document.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise ValueError(f'{file}: its "metadata" is no object but {metadata!r:.80}.')
+        raise ValueError(
+            f'{file}: its "metadata" is no object but {_quoted(metadata)}.'
+        )
     for name, shard in places.items():
         _check_name(file, name, shard)
     return places, metadata
@@ -173,7 +187,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{shortened(repr(twice))} comes twice")
+        raise ValueError(f"{_quoted(twice)} comes twice")
     return made
 
 
@@ -182,8 +196,8 @@ def _check_name(file: pathlib.Path, name: str, shard: Any) -> None:
     is_plain = isinstance(shard, str) and not any(sign in shard for sign in "/\\:\0")
     if not is_plain or not shard.endswith(_SHARD) or shard == _SHARD:
         raise ValueError(
-            f"{file}: puts {name!r} into {shortened(repr(shard))}; it must be the name "
-            f"of a {_SHARD} file in the folder of the index."
+            f"{file}: puts {_quoted(name)} into {_quoted(shard)}; it must be the "
+            f"name of a {_SHARD} file in the folder of the index."
         )
 
 
@@ -191,24 +205,27 @@ def _check_shard(index: pathlib.Path, shard: str, listed: list[str]) -> int:
     """Check that a shard holds the arrays that are listed; return their bytes."""
     file = index.parent / shard
     more = f" and {len(listed) - 1} more" if len(listed) > 1 else ""
+    claim = f"{index.name} says that it holds {_quoted(listed[0])}{more}."
     if not os.path.lexists(file) or not file.is_file():
-        raise ValueError(
-            f"{file}: is missing; {index.name} says that it holds {listed[0]!r}{more}."
-        )
+        raise ValueError(f"{index.parent / shortened(shard)}: is missing; {claim}")
     try:
         arrays, _ = open_safetensors(file)
     except ValueError as error:
-        raise ValueError(
-            f"{error} {index.name} says that it holds {listed[0]!r}{more}."
-        ) from None
+        raise ValueError(f"{error} {claim}") from None
     for name in listed:
         if name not in arrays:
             raise ValueError(
-                f"{file}: lacks {name!r}, which {index.name} says that it holds."
+                f"{file}: lacks {_quoted(name)}, which {index.name} says that it holds."
             )
     unlisted = arrays.keys() - set(listed)
     if unlisted:
         raise ValueError(
-            f"{file}: holds {min(unlisted)!r}, which {index.name} does not list there."
+            f"{file}: holds {_quoted(min(unlisted))}, which {index.name} does not list "
+            "there."
         )
     return sum(array.spec.nbytes for array in arrays.values())
+
+
+def _quoted(said: Any) -> str:
+    """What an index says, in quotes, and cut so that errors stay readable."""
+    return shortened(repr(said))

@@ -44,12 +44,20 @@ def fitted(rules: Rules, budget: Budget, planned: Callable[[Rules], Plan]) -> Ru
             changed[i] = dataclasses.replace(rules[i], schedule=new)
         return tuple(changed)
 
+    def cost_at(sparsity: float) -> int:
+        cost = cost_of(planned(at(sparsity)), budget)
+        if cost is None:
+            raise ValueError(
+                "what a rule keeps of each parameter is known only from the weights "
+                "(global allocation, or blocks of several sizes), so its sparsity "
+                f"cannot be planned for a budget of {budget}. Give a budget of "
+                "non-zeros, or prune(params, budget=...), which reads the weights."
+            )
+        return cost
+
     least = max(float(each.initial_sparsity) for each in schedules.values())
     dense = [leaf.path for leaf in planned(rules).dense if _counts(leaf)]
-    sparsity = smallest_sparsity(
-        lambda tried: _cost(planned(at(tried)), budget), budget, least, dense
-    )
-    return at(sparsity)
+    return at(smallest_sparsity(cost_at, budget, least, dense))
 
 
 def _is_free(position: int, rule: Rule) -> bool:
@@ -64,8 +72,8 @@ def _is_free(position: int, rule: Rule) -> bool:
     return True
 
 
-def _cost(planned: Plan, budget: Budget) -> int:
-    """What the planned model costs."""
+def cost_of(planned: Plan, budget: Budget) -> int | None:
+    """What the planned model costs; None if that depends on the weights."""
     total = sum(
         budget.cost(leaf.shape, leaf.dtype.itemsize, leaf.size)
         for leaf in planned.dense
@@ -83,12 +91,7 @@ def _cost(planned: Plan, budget: Budget) -> int:
         elif kept is not None and budget.nbytes is None:
             total += kept
         else:
-            raise ValueError(
-                f"what rule {position} keeps of each parameter is known only from the "
-                "weights (global allocation, or blocks of several sizes), so its "
-                f"sparsity cannot be planned for a budget of {budget}. Give a budget "
-                "of non-zeros, or prune(params, budget=...), which reads the weights."
-            )
+            return None
     return total
 
 

@@ -215,12 +215,13 @@ def _choices(
 
 
 def _hull(choices: Sequence[_Choice]) -> list[_Choice]:
-    """The lower convex hull of rise against saving, from the dense choice on.
+    """The lower convex hull of rise against saving, from the best that saves nothing.
 
     Along it each further weight that is saved costs more than the one before, so that
     steps may be taken in the order of what they cost.
     """
-    hull = [choices[0]]
+    most = max(each.cost for each in choices)
+    hull = [min((c for c in choices if c.cost == most), key=lambda c: c.rise)]
     while True:
         here = hull[-1]
         further = [each for each in choices if each.cost < here.cost]
@@ -236,9 +237,10 @@ def _slope(one: _Choice, other: _Choice) -> float:
 
 def _greedy(layers: Sequence[Sequence[_Choice]], most: int) -> list[_Choice]:
     """Take steps along the hulls, the cheapest first, until the cost is low enough."""
-    chosen = [layer[0] for layer in layers]
+    hulls = [_hull(layer) for layer in layers]
+    chosen = [hull[0] for hull in hulls]
     steps = []
-    for layer, hull in enumerate(map(_hull, layers)):
+    for layer, hull in enumerate(hulls):
         slopes = itertools.starmap(_slope, itertools.pairwise(hull))
         # Rounding must not put a step before the one that it goes on from.
         rising = itertools.accumulate(slopes, max)

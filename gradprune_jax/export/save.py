@@ -16,6 +16,7 @@ import numpy as np
 from gradprune_jax import _tree
 from gradprune_jax._checks import check_fraction, check_integer, is_traced
 from gradprune_jax._files import (
+    SHARDS_AND_INDEX,
     Spec,
     StoredArray,
     check_free,
@@ -58,8 +59,8 @@ def save_sparse(
       max_shard_bytes: writes a folder of several files and an index, as Hugging Face's
         libraries do: the leaves in their order, in each file as many as have no more
         bytes than this while they are dense, but at least one. None writes one file.
-      overwrite: whether a file of that name may be replaced; a folder is if it is
-        empty, or has safetensors files and no folders in it.
+      overwrite: whether a file of that name may be replaced; a folder is if it holds
+        nothing but safetensors files and their index.
 
     Raises:
       FileExistsError: if there is such a file, and it may not be replaced.
@@ -98,7 +99,7 @@ def save_sparse(
         return
     shards = list(_shards(arrays, max_shard_bytes))
     names = [shard_name(position, len(shards)) for position in range(len(shards))]
-    with replacing_folder(file, overwrite) as folder:
+    with replacing_folder(file, overwrite, SHARDS_AND_INDEX) as folder:
         for name, shard in zip(names, shards, strict=True):
             _write(folder / name, shard, max_density, metadata or {})
         write_index(folder, names, "model.safetensors.index.json", {})

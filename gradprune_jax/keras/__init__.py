@@ -10,8 +10,9 @@ Keras has optimizers of its own, which are no optax transformations.
   variables, so `model.fit` carries them from step to step, `model.save` stores them and
   `load_model` brings them back.
 - `variables` names them, and says which are pruned by default.
-- `inspection`: `plan`, `get_masks` and `check_pruned` of a model, and `LogSparsity`,
-  which adds the sparsity to the progress line, the history and every log.
+- `inspection`: `plan`, `get_masks`, `set_masks` and `check_pruned` of a model, and
+  `LogSparsity`, which adds the sparsity to the progress line, the history and every
+  log.
 
 Needs the extra `keras`: `pip install "gradprune_jax[keras]"`. Import it, or set
 `KERAS_BACKEND=jax`, before Keras chooses another backend.
@@ -39,4 +40,5 @@ from gradprune_jax.keras.inspection import LogSparsity as LogSparsity
 from gradprune_jax.keras.inspection import check_pruned as check_pruned
 from gradprune_jax.keras.inspection import get_masks as get_masks
 from gradprune_jax.keras.inspection import plan as plan
+from gradprune_jax.keras.inspection import set_masks as set_masks
 from gradprune_jax.keras.optimizer import GradualPrune as GradualPrune

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import keras
 
 import gradprune_jax as gp
 from gradprune_jax.keras.optimizer import GradualPrune
-from gradprune_jax.keras.variables import as_rules, named, with_default
+from gradprune_jax.keras.variables import as_rules, values_of, with_default
 
 
 def plan(
@@ -39,14 +42,22 @@ def plan(
       >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
       >>> planned = plan(model, gp.polynomial_schedule(0.75, 0, end_step=100))
       >>> [(leaf.path.split("/")[-1], leaf.kept) for leaf in planned.leaves]
-      [('bias', 4), ('kernel', 8)]
+      [('kernel', 8), ('bias', 4)]
     """
     if not model.built:
         raise ValueError(
             "the model is not built; give it an Input, or call model.build(shape)."
         )
-    rules = with_default(as_rules(schedule_or_rules, **fields))
-    return gp.plan(rules, _params(model), total_steps=total_steps, budget=budget)
+    rules = as_rules(schedule_or_rules, **fields)
+    planned = gp.plan(
+        with_default(rules), _params(model), total_steps=total_steps, budget=budget
+    )
+    # With the `where` that was given: what is its own default, no file holds.
+    given = (
+        dataclasses.replace(fitted, where=rule.where)
+        for fitted, rule in zip(planned.rules, rules, strict=True)
+    )
+    return dataclasses.replace(planned, rules=tuple(given))
 
 
 def get_masks(model: keras.Model) -> dict[str, Any]:
@@ -62,7 +73,40 @@ def get_masks(model: keras.Model) -> dict[str, Any]:
     Raises:
       ValueError: if the model has no such optimizer, or is not built.
     """
-    return gp.get_masks(_pruner(model).prune_state)
+    return _copied(gp.get_masks(_pruner(model).prune_state))
+
+
+def set_masks(model: keras.Model, masks: dict[str, Any]) -> None:
+    """Give a model the masks to go on from: weights pruned in them stay pruned.
+
+    For weights that were pruned before: `model.load_weights` brings no masks back where
+    the optimizer is new, and neither does compiling a model again.
+
+    Args:
+      model: a model that is built, and compiled with `GradualPrune`.
+      masks: bool arrays by the paths of the variables, as `get_masks` and
+        `gradprune_jax.masks_from_params` return them.
+
+    Raises:
+      ValueError: if the model has no such optimizer, or the masks do not fit.
+
+    Examples:
+      >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+      >>> model.layers[0].kernel.assign([[1.0, 0.0, 0.0, 0.0]] * 8) is not None
+      True
+      >>> schedule = gp.polynomial_schedule(0.9, begin_step=0, end_step=100)
+      >>> model.compile(optimizer=GradualPrune("sgd", schedule), loss="mse")
+      >>> kernel = model.trainable_variables[0]
+      >>> set_masks(model, gp.masks_from_params({kernel.path: kernel.value}))
+      >>> int(get_masks(model)[kernel.path].sum())
+      8
+    """
+    optimizer = _pruner(model)
+    model.optimizer.build(model.trainable_variables)
+    state = optimizer.prune_state
+    wanted = gp.get_masks(state)
+    wanted.update(_copied(masks))
+    optimizer.set_prune_state(gp.set_masks(state, wanted))
 
 
 def check_pruned(model: keras.Model) -> None:
@@ -105,10 +149,14 @@ class LogSparsity(keras.callbacks.Callback):
             logs["sparsity"] = float(gp.sparsity(gp.get_masks(state))["total"])
 
 
+def _copied(masks: Any) -> Any:
+    """The masks as arrays of their own: `fit` gives away those of the variables."""
+    return jax.tree.map(jnp.copy, masks)
+
+
 def _params(model: keras.Model) -> dict[str, Any]:
     """The values of the trainable variables by their paths."""
-    variables = named(model.trainable_variables)
-    return {path: variable.value for path, variable in variables.items()}
+    return values_of(model.trainable_variables)
 
 
 def _pruner(model: keras.Model) -> GradualPrune:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import keras
 import optax
 
 import gradprune_jax as gp
-from gradprune_jax.keras.variables import as_rules, named, with_default
+from gradprune_jax._checks import is_traced
+from gradprune_jax.keras.variables import as_rules, named, values_of, with_default
 
 
 @keras.saving.register_keras_serializable(package="gradprune_jax")
@@ -47,7 +49,7 @@ class GradualPrune(keras.optimizers.Optimizer):
 
     Raises:
       ValueError: if an argument is not valid; when the model is built, if a rule
-        matches nothing, or two variables have the same path.
+        matches nothing.
 
     Examples:
       >>> import keras, numpy as np
@@ -98,7 +100,7 @@ class GradualPrune(keras.optimizers.Optimizer):
         if self.built:
             return
         params = named(variables)
-        state = self._transform.init(_values(params))
+        state = self._transform.init(values_of(variables))
         leaves, self._state_tree = jax.tree_util.tree_flatten_with_path(state)
         self._state_variables = [
             self._add_state(keys, leaf, params) for keys, leaf in leaves
@@ -117,6 +119,12 @@ class GradualPrune(keras.optimizers.Optimizer):
         values = [variable.value for variable in self._state_variables]
         return self._state_tree.unflatten(values)
 
+    def set_prune_state(self, state: Any) -> None:
+        """Give the variables the values of a state like `prune_state`."""
+        values = jax.tree.leaves(state)
+        for variable, value in zip(self._state_variables, values, strict=True):
+            variable.assign(value)
+
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Mask the gradients, let the optimizer update, and prune.
 
@@ -127,11 +135,11 @@ class GradualPrune(keras.optimizers.Optimizer):
         if not self.built:
             self.build(list(trainable_variables))
         variables = list(trainable_variables or self._trainable_variables)
-        params = _values(named(variables))
-        gradients = {
-            path: jnp.zeros_like(params[path]) if gradient is None else gradient
+        params = values_of(variables)
+        gradients = collections.OrderedDict(
+            (path, jnp.zeros_like(params[path]) if gradient is None else gradient)
             for path, gradient in zip(params, grads, strict=True)
-        }
+        )
         state = self.prune_state
         masked = _kept(gp.get_masks(state), gradients)
         given = [
@@ -140,22 +148,30 @@ class GradualPrune(keras.optimizers.Optimizer):
         ]
         is_update = self._is_update()
         self.inner_optimizer.apply(given, variables)
-        state = jax.lax.cond(
-            is_update,
-            lambda: self._transform.update(gradients, state, params)[1],
-            lambda: state,
-        )
-        for variable, value in zip(
-            self._state_variables, jax.tree.leaves(state), strict=True
-        ):
-            variable.assign(value)
+        if is_traced(is_update):
+            state = jax.lax.cond(
+                is_update,
+                lambda: self._transform.update(gradients, state, params)[1],
+                lambda: state,
+            )
+        elif is_update:
+            _, state = self._transform.update(gradients, state, params)
+        self.set_prune_state(state)
         self._prune(variables)
         self._iterations.assign_add(1)
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Let the optimizer put its average into the model, and prune that too."""
         self.inner_optimizer.finalize_variable_values(var_list)
-        self._prune(var_list)
+        # After an error in a step Keras has taken the values away, and calls this too.
+        if all(variable._value is not None for variable in var_list):
+            self._prune(var_list)
+
+    def exclude_from_weight_decay(
+        self, var_list: Any = None, var_names: Any = None
+    ) -> None:
+        """Tell the optimizer inside which variables do not decay."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     @property
     def variables(self) -> list[Any]:
@@ -242,7 +258,7 @@ class GradualPrune(keras.optimizers.Optimizer):
 
     def _prune(self, variables: Sequence[Any]) -> None:
         """Make pruned weights zero."""
-        values = _values(named(variables))
+        values = values_of(variables)
         kept = _kept(gp.get_masks(self.prune_state), values)
         for variable, path in zip(variables, values, strict=True):
             if kept[path] is not values[path]:
@@ -261,12 +277,7 @@ class _Value(keras.initializers.Initializer):
         return self.value
 
 
-def _values(variables: dict[str, Any]) -> dict[str, Any]:
-    """The values of variables, by path."""
-    return {path: variable.value for path, variable in variables.items()}
-
-
-def _kept(masks: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _kept(masks: Any, values: Any) -> dict[str, Any]:
     """The values where masks are True, else +0.0; what has no mask as it is."""
     return {
         path: jnp.where(masks[path], value, jnp.zeros_like(value))

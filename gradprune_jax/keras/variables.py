@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -15,27 +16,39 @@ import gradprune_jax as gp
 _DEPTHWISE = re.compile(r"(.*_)?(depthwise|dwconv|conv_dw|dw)(_.*|\d*)")
 
 
-def named(variables: Sequence[Any]) -> dict[str, Any]:
-    """The variables by their paths.
+def named(variables: Sequence[Any]) -> collections.OrderedDict[str, Any]:
+    """The variables by their paths, in their order.
 
-    Raises:
-      ValueError: if two have the same path.
+    In their order, because Keras loads optimizers by position: the names of layers
+    change from one session to the next, and with them the order of the names. Of two
+    variables of one path, as nested models may have them, the second gets a number.
 
     Examples:
       >>> import keras
-      >>> kernel = keras.Variable([[1.0]], name="kernel")
-      >>> list(named([kernel]))
-      ['kernel']
+      >>> kernels = [keras.Variable([[1.0]], name="kernel") for _ in range(2)]
+      >>> list(named(kernels))
+      ['kernel', 'kernel_2']
     """
-    found: dict[str, Any] = {}
+    found: collections.OrderedDict[str, Any] = collections.OrderedDict()
     for variable in variables:
-        if variable.path in found:
-            raise ValueError(
-                f"two variables have the path {variable.path!r}; give their layers "
-                "names of their own."
-            )
-        found[variable.path] = variable
+        path, number = variable.path, 1
+        while path in found:
+            number += 1
+            path = f"{variable.path}_{number}"
+        found[path] = variable
     return found
+
+
+def values_of(variables: Sequence[Any]) -> collections.OrderedDict[str, Any]:
+    """The values of variables by their paths, in their order.
+
+    Examples:
+      >>> import keras
+      >>> print(values_of([keras.Variable([[1.0]], name="kernel")])["kernel"])
+      [[1.]]
+    """
+    own = named(variables).items()
+    return collections.OrderedDict((path, each.value) for path, each in own)
 
 
 def as_rules(schedule_or_rules: Any, **fields: Any) -> list[gp.Rule]:

@@ -70,9 +70,10 @@ def _run(file: pathlib.Path) -> Outcome:
         reason = _reason(made.stderr)
         print(f"{name}: skipped, {reason}", flush=True)
         return Outcome(name, "skipped", reason)
-    tests = ["python", "-m", "pytest", "-q", "-rs", "-o", "addopts="]
-    tests += ["-o", "filterwarnings=", "-o", "python_files=*_client.py"]
-    tests += ["--confcutdir", str(HERE), "-p", "no:cacheprovider", str(file)]
+    tests = ["python", "-m", "pytest", "-q", "-rs", "--disable-warnings"]
+    tests += ["-o", "addopts=", "-o", "filterwarnings="]
+    tests += ["-o", "python_files=*_client.py", "--confcutdir", str(HERE)]
+    tests += ["-p", "no:cacheprovider", str(file)]
     ran = _call([*environment, *tests])
     print(f"{name}:\n{ran.stdout}", flush=True)
     return Outcome(name, "failed" if ran.returncode else "passed")
