@@ -5,6 +5,7 @@ python -m tests.clients [haiku keras ...]
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import json
 import os
@@ -129,8 +130,9 @@ def _write_table(skipped: list[Outcome]) -> None:
 
 def _cells(row: dict) -> tuple[str, ...]:
     """The cells of one row."""
-    missed = ", ".join(f"`{path}`" for path in row["missed"][:3]) or "nothing"
-    more = len(row["missed"]) - 3
+    keys = ([k for k in path.split("/") if not k.isdigit()] for path in row["missed"])
+    names = collections.Counter(each[-1] for each in keys)
+    missed = [f"{count} called `{name}`" for name, count in names.items()]
     took = [row["without"], row["with_link"]]
     return (
         row["package"],
@@ -138,7 +140,7 @@ def _cells(row: dict) -> tuple[str, ...]:
         row["what"],
         f"`{row['link']}`",
         f"{100 * row['taken']:.1f} %",
-        f"{missed} and {more} more" if more > 0 else missed,
+        ", ".join(missed) or "nothing",
         "" if None in took else f"{took[0]:.1f} s, {took[1]:.1f} s",
     )
 

@@ -4,6 +4,7 @@
 # ///
 """Keras: a MobileNet of its applications and a transformer, by `fit` and `save`."""
 
+import collections
 import time
 
 import jax
@@ -56,7 +57,8 @@ def first_step(model, optimizer):
 
 
 def values(model):
-    return {v.path: v.value for v in model.trainable_variables}
+    """In the order of the model, as masks are."""
+    return collections.OrderedDict((v.path, v.value) for v in model.trainable_variables)
 
 
 @pytest.mark.parametrize(

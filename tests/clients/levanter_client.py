@@ -32,7 +32,7 @@ RULES = [
     gp.Rule(SCHEDULE, where="transformer/layers/.*_proj/weight/.*", stack_axis=0),
     gp.Rule(SCHEDULE),
 ]
-LINK = "components.append(gp.gradual_prune(rules)), the last one in `build`"
+LINK = "components.append(gp.gradual_prune(rules))"
 VOCAB = hax.Axis("vocab", 96)
 MODEL = LlamaConfig(
     max_seq_len=16, hidden_dim=64, intermediate_dim=128, num_layers=2, num_heads=4,
