@@ -4,6 +4,7 @@ import os
 
 import hypothesis
 import jax
+import pytest
 
 # Nearly all of the time goes to compilers, and more than half of it to making small
 # kernels faster than any test needs. What XLA itself does (fusion, partitioning,
@@ -21,3 +22,14 @@ hypothesis.settings.register_profile(
     "gradprune", derandomize=True, deadline=None, max_examples=30, database=None
 )
 hypothesis.settings.load_profile("gradprune")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_programs():
+    """Forget compiled programs after each file.
+
+    Every program maps memory of its own, and Linux allows a process 65,530 maps: a
+    worker that ran most of the files crashed in the compiler.
+    """
+    yield
+    jax.clear_caches()
