@@ -17,6 +17,9 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# They need packages of their own: `make test-clients`.
+collect_ignore = ["clients"]
+
 # Deterministic, and without deadlines: the first example of a test compiles.
 hypothesis.settings.register_profile(
     "gradprune", derandomize=True, deadline=None, max_examples=30, database=None

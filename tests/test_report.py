@@ -259,6 +259,8 @@ def test_a_trade_off_has_means_and_ranges():
     ],
 )
 def test_pictures_need_matplotlib_and_leave_pyplot_alone(monkeypatch, draw, argument):
+    # Others may have imported it: Keras does.
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     assert isinstance(draw(argument), matplotlib.figure.Figure)
     assert "matplotlib.pyplot" not in sys.modules
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
