@@ -2,7 +2,8 @@
 
 - `losses`: `sensitivity` measures the loss as each parameter alone is pruned.
 - `allocation`: `allocate_sparsity` gives each parameter a sparsity of its own, so that
-  the model keeps a budget and the loss rises least, by those measurements.
+  the model keeps a budget and the loss rises least, by those measurements; `greedy`
+  chooses.
 """
 
 from gradprune_jax._sensitivity.allocation import (

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from gradprune_jax import _tree
 from gradprune_jax._budget import Budget, as_budget
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import SparsitySchedule
+from gradprune_jax._sensitivity.greedy import Choice, choose
 from gradprune_jax._sensitivity.losses import Sensitivity, gradients_of, pruned_to
 from gradprune_jax._tables import text_table
 
@@ -96,15 +96,6 @@ class SparsityAllocation:
         )
 
 
-class _Choice(NamedTuple):
-    """One sparsity of one parameter: what it costs, and by how much the loss rises."""
-
-    sparsity: float
-    kept: int
-    cost: int
-    rise: float
-
-
 def allocate_sparsity(
     measured: Sensitivity,
     params: Any,
@@ -176,7 +167,7 @@ def allocate_sparsity(
             f"budget is {budget}, but at the highest sparsities that were measured the "
             f"model still has {least:,}; measure higher ones, or raise the budget."
         )
-    chosen = _give_back(layers, _greedy(layers, budget.most - dense), budget, dense)
+    chosen = choose(layers, budget.most - dense)
     sparsities = tuple(each.sparsity for each in chosen)
     return SparsityAllocation(
         paths=measured.paths,
@@ -201,80 +192,17 @@ def allocate_sparsity(
 
 def _choices(
     budget: Budget, measured: Sensitivity, row: int, leaf: Any
-) -> list[_Choice]:
+) -> list[Choice]:
     """What a parameter can be pruned to, first not at all; no loss that is NaN."""
     size = math.prod(np.shape(leaf))
-    choices = [_Choice(0.0, size, _cost(budget, leaf, size), 0.0)]
+    choices = [Choice(0.0, size, _cost(budget, leaf, size), 0.0)]
     kept: Any = measured.kept
     for column, sparsity in enumerate(measured.sparsities):
         rise = float(measured.losses[row, column]) - measured.baseline
         if math.isfinite(rise):
             count = int(kept[row, column])
-            choices.append(_Choice(sparsity, count, _cost(budget, leaf, count), rise))
+            choices.append(Choice(sparsity, count, _cost(budget, leaf, count), rise))
     return choices
-
-
-def _hull(choices: Sequence[_Choice]) -> list[_Choice]:
-    """The lower convex hull of rise against saving, from the best that saves nothing.
-
-    Along it each further weight that is saved costs more than the one before, so that
-    steps may be taken in the order of what they cost.
-    """
-    most = max(each.cost for each in choices)
-    hull = [min((c for c in choices if c.cost == most), key=lambda c: c.rise)]
-    while True:
-        here = hull[-1]
-        further = [each for each in choices if each.cost < here.cost]
-        if not further:
-            return hull
-        hull.append(min(further, key=lambda each: (_slope(here, each), each.cost)))
-
-
-def _slope(one: _Choice, other: _Choice) -> float:
-    """By how much the loss rises for each unit that is saved."""
-    return (other.rise - one.rise) / (one.cost - other.cost)
-
-
-def _greedy(layers: Sequence[Sequence[_Choice]], most: int) -> list[_Choice]:
-    """Take steps along the hulls, the cheapest first, until the cost is low enough."""
-    hulls = [_hull(layer) for layer in layers]
-    chosen = [hull[0] for hull in hulls]
-    steps = []
-    for layer, hull in enumerate(hulls):
-        slopes = itertools.starmap(_slope, itertools.pairwise(hull))
-        # Rounding must not put a step before the one that it goes on from.
-        rising = itertools.accumulate(slopes, max)
-        steps += [(s, layer, i, hull[i + 1]) for i, s in enumerate(rising)]
-    steps.sort()
-    cost = sum(each.cost for each in chosen)
-    for slope, layer, _, choice in steps:
-        if cost <= most and slope >= 0:
-            break  # what lowers the loss is pruned in any case
-        cost += choice.cost - chosen[layer].cost
-        chosen[layer] = choice
-    return chosen
-
-
-def _give_back(
-    layers: Sequence[Sequence[_Choice]],
-    chosen: Sequence[_Choice],
-    budget: Budget,
-    dense: int,
-) -> list[_Choice]:
-    """Prune less where the budget has room for it, where the loss falls most first."""
-    best = list(chosen)
-    while True:
-        room = budget.most - dense - sum(each.cost for each in best)
-        better = [
-            (other.rise - best[layer].rise, layer, other)
-            for layer, choices in enumerate(layers)
-            for other in choices
-            if other.cost - best[layer].cost <= room and other.rise < best[layer].rise
-        ]
-        if not better:
-            return best
-        _, layer, choice = min(better)
-        best[layer] = choice
 
 
 def _loss(
