@@ -158,6 +158,26 @@ def test_shards_of_ones_own(tmp_path):
         export.save_sparse(folder, params, max_shard_bytes=0)
 
 
+def test_names_of_torch_may_go_on_from_others(tmp_path):
+    """As bitsandbytes writes them."""
+    arrays = {
+        "l.weight": np.arange(16, dtype=np.float32).reshape(4, 4),
+        "l.weight.absmax": np.ones(4, np.float32),
+    }
+    folder = write_folder(tmp_path / "model", {FIRST: arrays})
+    for allocation in ("uniform", "global"):
+        options = ("--sparsity", 0.5, "--allocation", allocation, "--force")
+        succeed("prune", folder, tmp_path / "out", *options)
+        pruned = arrays_of(tmp_path / "out" / FIRST)
+        assert (pruned["l.weight"] != 0).sum() == 8
+        assert same_bytes(pruned["l.weight.absmax"], arrays["l.weight.absmax"])
+    said = json.loads(succeed("plan", folder, "--sparsity", 0.5, "--json"))
+    assert {each["path"]: each["kept"] for each in said["parameters"]} == {
+        "l/weight": 8,
+        "l/weight/absmax": 4,
+    }
+
+
 def test_modules_of_torch_may_be_called_params(tmp_path):
     shards = {FIRST: {"enc.params.weight": np.ones((4, 4), np.float32)},
               SECOND: {"head.weight": np.ones((4, 4), np.float32)}}  # fmt: skip

@@ -70,14 +70,17 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, Any]:
-        """The shapes of the parameters, in nested dicts."""
-        return nested(
-            self.file,
+        """The shapes of the parameters, as a tree."""
+        return self.tree(
             {
                 path: jax.ShapeDtypeStruct(each.shape, each.dtype)
                 for path, each in self.arrays.items()
-            },
+            }
         )
+
+    def tree(self, leaves: Mapping[Path, Any]) -> dict[str, Any]:
+        """A tree of leaves by path: nested dicts, or PyTorch's flat names."""
+        return nested(self.file, leaves, is_flat=self.is_torch)
 
 
 def open_checkpoint(file: pathlib.Path, params: str | None = None) -> Checkpoint:
@@ -125,8 +128,13 @@ def _read(file: pathlib.Path, array: StoredArray) -> np.ndarray:
         return array.read()
 
 
-def nested(file: pathlib.Path, leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """Build nested dicts from leaves by path."""
+def nested(
+    file: pathlib.Path, leaves: Mapping[Path, Any], is_flat: bool = False
+) -> dict[str, Any]:
+    """Build nested dicts from leaves by path.
+
+    PyTorch's names are flat: an array may lie below another one (`weight.absmax`).
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         if len(path) > _DEPTH:
@@ -134,6 +142,9 @@ def nested(file: pathlib.Path, leaves: Mapping[Path, Any]) -> dict[str, Any]:
                 f"{file}: {'/'.join(path[:4])!r}... is a path of {len(path):,} keys; "
                 f"it must be at most {_DEPTH}."
             )
+        if is_flat:
+            tree["/".join(path)] = leaf
+            continue
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})

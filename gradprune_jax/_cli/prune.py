@@ -16,7 +16,7 @@ from rich.console import Console
 
 import gradprune_jax as gp
 from gradprune_jax._cli import files, options
-from gradprune_jax._cli.checkpoints import Checkpoint, nested, open_checkpoint
+from gradprune_jax._cli.checkpoints import Checkpoint, open_checkpoint
 from gradprune_jax._cli.faults import blaming
 from gradprune_jax._cli.formats import Path, walk
 from gradprune_jax._cli.output import write_checkpoint, write_notice
@@ -122,16 +122,17 @@ def _masks_together(
 
     is_wide = any(array.dtype.itemsize >= 8 for array in arrays)  # JAX would narrow it
     weights = [x.read() if is_wide else jnp.asarray(x.read()) for x in arrays]
-    masks = _masks(rule, checkpoint.file, dict(zip(paths, weights, strict=True)))
+    masks = _masks(rule, checkpoint, dict(zip(paths, weights, strict=True)))
     return {path: np.asarray(mask) for path, mask in masks.items()}
 
 
 def _masks(
-    rule: gp.Rule, file: pathlib.Path, weights: Mapping[Path, Any]
+    rule: gp.Rule, checkpoint: Checkpoint, weights: Mapping[Path, Any]
 ) -> dict[Path, Any]:
     """Return the masks of leaves, in the order of the weights."""
-    found = dict(walk(masks_of_rule(rule, nested(file, weights))))
-    return {path: found[path] for path in weights}
+    masks = masks_of_rule(rule, checkpoint.tree(weights))
+    found = {"/".join(path): mask for path, mask in walk(masks)}
+    return {path: found["/".join(path)] for path in weights}
 
 
 def _read_pruned(
@@ -145,7 +146,7 @@ def _read_pruned(
     values = checkpoint.arrays[path].read()
     mask = together.get(path)
     if mask is None:
-        mask = np.asarray(_masks(rule, checkpoint.file, {path: values})[path])
+        mask = np.asarray(_masks(rule, checkpoint, {path: values})[path])
     return np.where(mask, values, np.zeros((), values.dtype))
 
 
