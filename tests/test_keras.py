@@ -435,7 +435,7 @@ def test_refused():
     model.compile(optimizer=gpk.GradualPrune("adam", SCHEDULE), loss="mse")
     with pytest.raises(ValueError, match="not built yet"):
         gpk.get_masks(model)
-    with pytest.raises(ValueError, match="set it in the rules"):
+    with pytest.raises(ValueError, match="write it in the rules"):
         gpk.GradualPrune("adam", [gp.Rule(SCHEDULE)], where=".*")
     accumulating = keras.optimizers.SGD(0.01, gradient_accumulation_steps=4)
     with pytest.raises(ValueError, match="gradient_accumulation_steps"):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import keras
 
 import gradprune_jax as gp
+from gradprune_jax._rules import as_rules
 from gradprune_jax.keras.optimizer import GradualPrune
-from gradprune_jax.keras.variables import as_rules, values_of, with_default
+from gradprune_jax.keras.variables import values_of, with_default
 
 
 def plan(

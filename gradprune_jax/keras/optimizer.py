@@ -15,7 +15,8 @@ import optax
 
 import gradprune_jax as gp
 from gradprune_jax._checks import is_traced
-from gradprune_jax.keras.variables import as_rules, named, values_of, with_default
+from gradprune_jax._rules import as_rules
+from gradprune_jax.keras.variables import named, values_of, with_default
 
 
 @keras.saving.register_keras_serializable(package="gradprune_jax")
@@ -77,16 +78,14 @@ class GradualPrune(keras.optimizers.Optimizer):
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = keras.optimizers.get(optimizer)
-        self.rules = tuple(
-            as_rules(
-                schedule_or_rules,
-                where=where,
-                structure=structure,
-                allocation=allocation,
-                min_density=min_density,
-                min_per_channel=min_per_channel,
-                score=score,
-            )
+        self.rules = as_rules(
+            schedule_or_rules,
+            where=where,
+            structure=structure,
+            allocation=allocation,
+            min_density=min_density,
+            min_per_channel=min_per_channel,
+            score=score,
         )
         self._check()
         self._transform = gp.with_gradual_prune(

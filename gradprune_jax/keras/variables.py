@@ -51,21 +51,6 @@ def values_of(variables: Sequence[Any]) -> collections.OrderedDict[str, Any]:
     return collections.OrderedDict((path, each.value) for path, each in own)
 
 
-def as_rules(schedule_or_rules: Any, **fields: Any) -> list[gp.Rule]:
-    """Rules of a schedule or of rules, as all links take them.
-
-    Raises:
-      ValueError: if rules are given, and a field besides.
-    """
-    if isinstance(schedule_or_rules, gp.SparsitySchedule):
-        return [gp.Rule(schedule_or_rules, **fields)]
-    for name, value in fields.items():
-        if value not in (None, 0, "uniform"):
-            raise ValueError(f"{name} is a field of a rule; set it in the rules.")
-    rules = schedule_or_rules
-    return [rules] if isinstance(rules, gp.Rule) else list(rules)
-
-
 def with_default(rules: Sequence[gp.Rule]) -> list[gp.Rule]:
     """Rules in which `is_weight` of Keras stands in place of no `where`."""
     return [

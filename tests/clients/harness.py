@@ -19,32 +19,26 @@ import gradprune_jax as gp
 def check_exact(params: Any, opt_state: Any, planned: gp.Plan) -> None:
     """Asserts that parameters are pruned as the plan says, to the last weight.
 
-    Every pruned leaf keeps as many weights as planned, pruned weights are +0.0 and not
-    -0.0, and the masks are those of the non-zeros.
+    The leaves that have masks are those of the plan, each keeps as many weights as
+    planned, and pruned weights are +0.0 and not -0.0.
     """
     gp.check_pruned(params, opt_state)
-    masks = gp.get_masks(opt_state)
-    kept = {leaf.path: leaf.kept for leaf in planned.leaves if leaf.rule is not None}
-    seen = []
-
-    def compare(path: str, weights: Any, mask: Any) -> None:
-        weights, mask = np.asarray(weights), np.asarray(mask)
+    kept = {leaf.path: leaf.kept for leaf in planned.pruned}
+    pairs = named_with_masks(params, gp.get_masks(opt_state))
+    assert sorted(path for path, _, _ in pairs) == sorted(kept)
+    for path, weights, mask in pairs:
+        mask = np.asarray(mask)
         assert mask.sum() == kept[path], path
-        pruned = weights[~mask].astype(np.float32)
+        pruned = np.asarray(weights)[~mask].astype(np.float32)
         assert (pruned == 0).all(), path
         assert not np.signbit(pruned).any(), path
-        seen.append(path)
-
-    for path, weights, mask in named_with_masks(params, masks):
-        compare(path, weights, mask)
-    assert sorted(seen) == sorted(kept)
 
 
 def named_with_masks(params: Any, masks: Any) -> list[tuple[str, Any, Any]]:
     """Pruned leaves with their names and masks, whatever boxes hold them."""
     found: list[tuple[Any, Any]] = []
     gp.map_with_masks(lambda *pair: found.append(pair) or pair[0], params, masks)
-    names = [path for path, share in gp.sparsity(masks).items() if path != "total"]
+    names = [path for path in gp.sparsity(masks) if path != "total"]
     assert len(names) == len(found)
     return [(name, *pair) for name, pair in zip(names, found, strict=True)]
 
@@ -90,7 +84,7 @@ def record(
       with_link: the seconds of a first step with it.
     """
     weights = sum(leaf.size for leaf in planned.leaves)
-    taken = sum(leaf.size for leaf in planned.leaves if leaf.rule is not None)
+    taken = sum(leaf.size for leaf in planned.pruned)
     missed = [leaf.path for leaf in planned.leaves if leaf.is_missed]
     row = {
         "package": f"{package} {importlib.metadata.version(package)}",
