@@ -17,6 +17,9 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Keras chooses its backend when it is first imported.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
 # They need packages of their own: `make test-clients`.
 collect_ignore = ["clients"]
 

@@ -3,7 +3,6 @@
 import ast
 import inspect
 import itertools
-import os
 import pathlib
 import re
 import shlex
@@ -15,7 +14,6 @@ import pytest
 
 import gradprune_jax
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
 pytest.importorskip("click")
 pytest.importorskip("keras")
 pytest.importorskip("matplotlib")

@@ -1,7 +1,6 @@
 """Keras on JAX: `GradualPrune` in `model.fit`, with the promises of the other links."""
 
 import logging
-import os
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ import pytest
 
 import gradprune_jax as gp
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
 pytest.importorskip("keras")
 import keras
 from keras import layers

@@ -1,14 +1,11 @@
 """Keras on JAX: masks in files, and in the next session."""
 
-import os
-
 import jax
 import numpy as np
 import pytest
 
 import gradprune_jax as gp
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
 pytest.importorskip("keras")
 import keras
 from keras import layers
