@@ -1,6 +1,5 @@
 """Coupled channels: the units of a group are dropped in all of its members."""
 
-import functools
 import warnings
 
 import jax
@@ -10,33 +9,8 @@ import optax
 import pytest
 
 import gradprune_jax as gp
+from tests.coupled import dense, dense_groups, dense_params
 from tests.networks import NETWORKS, assert_same, network
-
-
-def dense(params, x):
-    """Three layers with biases; the middle two have free dimensions."""
-    x = jnp.maximum(x @ params["w1"] + params["b1"], 0)
-    x = jnp.maximum(x @ params["w2"] + params["b2"], 0)
-    return x @ params["w3"]
-
-
-def dense_params(seed=0, widths=(4, 6, 10, 3)):
-    rng = np.random.default_rng(seed)
-    one, two, three, four = widths
-    return {
-        "w1": jnp.asarray(rng.normal(size=(one, two)), jnp.float32),
-        "b1": jnp.asarray(rng.normal(size=two), jnp.float32),
-        "w2": jnp.asarray(rng.normal(size=(two, three)), jnp.float32),
-        "b2": jnp.asarray(rng.normal(size=three), jnp.float32),
-        "w3": jnp.asarray(rng.normal(size=(three, four)), jnp.float32),
-    }
-
-
-@functools.cache
-def dense_groups(widths=(4, 6, 10, 3)):
-    return gp.channel_groups(
-        dense, dense_params(widths=widths), jnp.ones((2, widths[0]))
-    )
 
 
 def scores_of(groups, params, pool=np.mean):
@@ -235,24 +209,6 @@ def test_live_zero_units_come_before_pruned_ones():
         assert new.sum() == len(new) - round(0.6 * len(new))
 
 
-def test_a_member_that_is_left_out_is_an_error_that_names_it():
-    params, groups = dense_params(), dense_groups()
-    structure = gp.CoupledChannels(groups)
-    with pytest.raises(ValueError, match=r"leaves out 'b1'.*groups.select"):
-        gp.prune(params, 0.5, structure=structure, where="w.")
-    rules = [
-        gp.Rule(None, where="b1"),
-        gp.Rule(gp.one_shot_schedule(0.5, 0), structure=structure),
-    ]
-    with pytest.raises(ValueError, match=r"leaves out 'b1'"):
-        gp.gradual_prune(rules).init(params)
-    with pytest.raises(ValueError, match=r"leaves out 'b1'"):
-        gp.plan(rules, params)
-    without = {name: leaf for name, leaf in params.items() if name != "b1"}
-    with pytest.raises(ValueError, match=r"leaves out 'b1'"):
-        gp.prune(without, 0.5, structure=structure)
-
-
 def test_groups_are_selected_by_name():
     params, groups = dense_params(), dense_groups()
     one = groups.select(r"w3\[0\]")
@@ -277,50 +233,6 @@ def test_leaves_without_a_free_dimension_stay_dense_or_go_to_the_next_rule():
     assert isinstance(state.masks["other"], optax.MaskedNode)
     planned = gp.plan([coupled, gp.Rule(schedule, where=".*")], params)
     assert {leaf.path: leaf.rule for leaf in planned.leaves}["other"] == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"allocation": "erk"}, "allocation is 'erk'"),
-        ({"stack_axis": 0}, "stack_axis is 0"),
-        ({"min_per_channel": 1}, "min_per_channel is 1"),
-    ],
-)
-def test_fields_without_meaning_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        gp.Rule(
-            gp.one_shot_schedule(0.5, 0),
-            structure=gp.CoupledChannels(dense_groups()),
-            **fields,
-        )
-
-
-def test_what_is_no_group_or_not_free_is_refused():
-    with pytest.raises(ValueError, match="channel_groups"):
-        gp.CoupledChannels("w1")
-    with pytest.raises(ValueError, match="round_to is 0"):
-        gp.CoupledChannels(dense_groups(), round_to=0)
-    with pytest.raises(ValueError, match="pool is 'sum'"):
-        gp.CoupledChannels(dense_groups(), pool="sum")
-    fixed = gp.channel_groups(
-        lambda p, x: x @ p["w"], {"w": jnp.ones((2, 3))}, jnp.ones(2)
-    )
-    with pytest.raises(ValueError, match="none of the groups can be cut"):
-        gp.CoupledChannels(fixed)
-
-
-def test_parameters_of_another_tree_or_shape_are_refused():
-    structure = gp.CoupledChannels(dense_groups())
-    with pytest.raises(ValueError, match=r"'params/w1'.*Call channel_groups"):
-        gp.prune({"params": dense_params()}, 0.5, structure=structure)
-    with pytest.raises(ValueError, match=r"'b1' has shape \(7,\)"):
-        gp.prune(dense_params(widths=(4, 7, 10, 3)), 0.5, structure=structure)
-    with pytest.raises(ValueError, match="sensitivity prunes each alone"):
-        gp.sensitivity(lambda p: 0.0, dense_params(), [0.5], structure=structure)
-    rule = gp.Rule(gp.one_shot_schedule(0.5, 0), structure=structure)
-    with pytest.raises(ValueError, match="JSON cannot hold"):
-        gp.rules_to_json(rule)
 
 
 def test_it_is_hashable_and_equal_when_made_again():

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gradprune_jax as gp
-from tests.test_mesh import make_mesh
+from tests.meshes import make_mesh
 
 SCHEDULE = gp.polynomial_schedule(0.6, 0, 4, every=2)
 ALLOCATIONS = {

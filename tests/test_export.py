@@ -1,4 +1,4 @@
-"""Sparse files, their sizes, and sparse arrays: every array comes back to the bit."""
+"""Sparse files: every array comes back to the bit, and none takes more than dense."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.experimental import sparse
 
 import gradprune_jax as gp
 
@@ -19,24 +18,9 @@ from gradprune_jax import export
 from gradprune_jax._files import open_safetensors
 from gradprune_jax.export import bitmask as _bitmask
 from gradprune_jax.export import open as opening
+from tests.sparse_arrays import assert_same_bits, make_array
 
 DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "float64"]
-
-
-def make_array(shape, dtype, seed=0):
-    """Mostly +0.0, with -0.0, NaN and the smallest number among the others."""
-    rng = np.random.default_rng(seed)
-    array = np.where(rng.random(shape) < 0.2, rng.normal(size=shape), 0.0)
-    array = array.astype(jnp.dtype(dtype))
-    special = [-0.0, np.nan, float(jnp.finfo(dtype).smallest_subnormal)]
-    for place, value in zip(rng.permutation(array.size), special, strict=False):
-        array.reshape(-1)[place] = value
-    return array
-
-
-def assert_same_bits(one, other):
-    assert (one.dtype, one.shape) == (other.dtype, other.shape)
-    assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,13 +113,6 @@ def test_names_of_any_alphabet_make_no_file_larger(tmp_path, count):
         loaded = safetensors.numpy.load_file(tmp_path / "out")
         assert "層0/κernel" + (".bitmask" if not live else "") in loaded
         assert_same_bits(export.load_sparse(tmp_path / "out")["層0"]["κernel"], weights)
-
-
-def test_a_name_that_is_no_text_is_refused(tmp_path):
-    params = {"a\ud800": np.zeros((8, 99), np.float32)}
-    with pytest.raises(ValueError, match=r"'a\\ud800\S*' has a lone surrogate"):
-        export.save_sparse(tmp_path / "out", params)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_array_is_sparse_only_if_that_is_smaller(tmp_path):
@@ -238,101 +215,6 @@ def test_what_jax_would_narrow_stays_in_numpy(tmp_path):
         assert isinstance(loaded["k"], jax.Array)
 
 
-def test_what_does_not_fit_is_refused_by_name(tmp_path):
-    file = tmp_path / "model.safetensors"
-    kernel = np.zeros((4, 70), np.float32)
-    export.save_sparse(file, {"a": {"kernel": kernel}})
-    for like, message in [
-        ({"b": kernel}, r"lacks \['b'\]"),
-        ({}, r"has \['a/kernel'\] besides"),
-        ({"a": {"kernel": kernel[:2]}}, "'a/kernel' is float32 of shape"),
-        ({"a": {"kernel": kernel.astype(np.float16)}}, "parameters have float16"),
-    ]:
-        with pytest.raises(ValueError, match=message) as error:
-            export.load_sparse(file, like=like)
-        assert str(file) in str(error.value)
-    with pytest.raises(FileExistsError, match="overwrite=True"):
-        export.save_sparse(file, {"a": kernel})
-    export.save_sparse(file, {"a": kernel}, overwrite=True)
-    assert list(export.load_sparse(file)) == ["a"]
-    for params, fields, message in [
-        ({"a": kernel}, dict(max_density=2), "max_density is 2"),
-        ({"a": kernel}, dict(metadata={"gradprune_jax.x": ""}), "'gradprune_jax.x'"),
-        ({"a": jax.random.key(0)}, {}, "'a' is PRNGKeyArray"),
-        ({"a": "text"}, {}, "'a' is str"),
-        ({"a": kernel, "a.shape": kernel[0, :2]}, {}, "'a.shape'"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            export.save_sparse(tmp_path / "new", params, **fields)
-    assert not (tmp_path / "new").exists()
-
-
-def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
-    good = tmp_path / "good"
-    export.save_sparse(good, {"a": {"kernel": make_array((16, 70), "float32")}})
-    content = good.read_bytes()
-    parts = safetensors.numpy.load_file(good)
-    file = tmp_path / "bad"
-    for bad in (content[:-1], content[:40], b"", b"PK\3\4 is no model", b"\0" * 64):
-        file.write_bytes(bad)
-        with pytest.raises(ValueError, match="no safetensors file") as error:
-            export.load_sparse(file)
-        assert str(file) in str(error.value)
-    name = "a/kernel"
-    for change, message in [
-        ({"bitmask": parts[f"{name}.bitmask"][:, :8]}, "its bitmask is"),
-        ({"bitmask": ~parts[f"{name}.bitmask"]}, "beyond the end of a row"),
-        ({"compressed": parts[f"{name}.compressed"][1:]}, "values for"),
-        ({"shape": np.array([-1, 70])}, "its shape is"),
-        ({"shape": np.array([16.0, 70.0])}, "no list of integers"),
-        ({"shape": np.array([0, 2**60])}, "its bitmask is"),
-        ({"row_offsets": None}, f"lacks {name}.row_offsets"),
-    ]:
-        damaged = parts | {f"{name}.{part}": array for part, array in change.items()}
-        damaged = {key: array for key, array in damaged.items() if array is not None}
-        safetensors.numpy.save_file(damaged, file)
-        with pytest.raises(ValueError, match=message) as error:
-            export.load_sparse(file)
-        assert f"{file}: {name!r}" in str(error.value)
-    for dtype in (np.float64, np.float32, np.float16):
-        named = {"x": np.ones(3, np.float32), "x/y": np.ones(2, dtype)}
-        safetensors.numpy.save_file(named, file)
-        with pytest.raises(ValueError, match="lies above or below another array"):
-            export.load_sparse(file)
-
-
-def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
-    file = tmp_path / "model"
-    export.save_sparse(file, {"a": np.ones(3)})
-    before = file.read_bytes()
-
-    def fail(array):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_bitmask, "compress", fail)
-    with pytest.raises(KeyboardInterrupt):
-        export.save_sparse(file, {"a": np.zeros(99)}, overwrite=True)
-    assert file.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_the_report_counts_the_bytes_of_the_files(tmp_path):
-    params = {"a": {"kernel": make_array((33, 40), "bfloat16")}, "b": np.ones(3)}
-    report = export.storage_report(params)
-    export.save_sparse(tmp_path / "model", params)
-    stored = safetensors.numpy.load_file(tmp_path / "model")
-    written = sum(array.nbytes for array in stored.values())
-    assert report.total["bitmask"] == written
-    assert report.total["dense"] == 2 * 33 * 40 + 3 * 8
-    nonzero = report.leaves[0].nonzero
-    matrix = sparse.BCOO.fromdense(jnp.asarray(params["a"]["kernel"]), nse=nonzero)
-    assert report.leaves[0].nbytes["coo"] == matrix.data.nbytes + matrix.indices.nbytes
-    assert 0 < report.zstd < report.total["dense"]
-    assert 0 < report.gzip < report.total["dense"]
-    assert report.leaves[0].nbytes["nm"] is None
-    assert "dense, compressed: gzip" in str(report)
-
-
 def test_arrays_are_opened_without_being_read(tmp_path):
     params = {"a": {"kernel": make_array((33, 40), "bfloat16")}, "b": np.ones((3, 4))}
     file, copy = tmp_path / "model", tmp_path / "copy"
@@ -355,60 +237,3 @@ def test_arrays_are_opened_without_being_read(tmp_path):
     assert {k: v.tolist() for k, v in gp.dead_channels(arrays).items()} == {
         "a/kernel": [1]
     }
-
-
-def test_a_pattern_is_counted_by_zeros_and_packed_by_bits():
-    kernel = np.float32([[1, -0.0, 2, 0, 3, 4, 5, 0], [0] * 8, [0] * 8, [0] * 8])
-    leaf = export.storage_report({"k": kernel}, pattern=gp.NM(2, 4, -1)).leaves[0]
-    assert (leaf.nonzero, leaf.negative_zeros) == (6, 1)
-    assert leaf.in_pattern == 7 / 8
-    assert leaf.nbytes["nm"] is None
-    kernel[0, 6] = 0
-    leaf = export.storage_report({"k": kernel}, pattern=gp.NM(2, 4, -1)).leaves[0]
-    assert leaf.in_pattern == 1
-    assert leaf.nbytes["nm"] is None  # -0.0 needs a place
-    leaf = export.storage_report({"k": kernel}, pattern=gp.NM(2, 3)).leaves[0]
-    assert (leaf.in_pattern, leaf.nbytes["nm"]) == (None, None)
-
-
-def test_patterns_are_packed_where_they_hold():
-    kernel = np.arange(1.0, 65.0, dtype=np.float32).reshape(16, 4)
-    pruned, _ = gp.prune({"kernel": kernel}, 0.5, structure=gp.NM(2, 4))
-    report = export.storage_report(pruned, compress=False)
-    # Half of the values, and two bits for the place of each.
-    assert report.leaves[0].nbytes["nm"] == 32 * 4 + 32 * 2 // 8
-    assert report.gzip is None
-    other = export.storage_report(pruned, pattern=gp.NM(1, 4), compress=False)
-    assert other.leaves[0].nbytes["nm"] is None
-    with pytest.raises(ValueError, match="cannot run under jit"):
-        jax.eval_shape(lambda p: (export.storage_report(p), p)[1], pruned)
-
-
-def test_sparse_arrays_multiply_like_dense_ones():
-    params = {
-        "kernel": np.diag([1.0, 2.0, -0.0]).astype(np.float32),
-        "bias": np.ones(3),
-    }
-    for convert, kind in [(export.to_bcoo, sparse.BCOO), (export.to_bcsr, sparse.BCSR)]:
-        converted = convert(params)
-        assert isinstance(converted["kernel"], kind)
-        assert converted["kernel"].nse == 2
-        np.testing.assert_array_equal(
-            converted["kernel"] @ jnp.arange(3.0), params["kernel"] @ np.arange(3.0)
-        )
-        assert converted["bias"] is params["bias"]
-        assert convert(params, max_density=0.1)["kernel"] is params["kernel"]
-        with pytest.raises(ValueError, match="max_density is 2"):
-            convert(params, max_density=2)
-    small = export.to_bcoo({"kernel": np.array([[1, 0], [0, 1e-40]], np.float32)})
-    np.testing.assert_array_equal(small["kernel"].indices, [[0, 0], [1, 1]])
-    assert np.asarray(small["kernel"].data)[1].view(np.uint32) != 0
-    conv = {"kernel": np.zeros((3, 3, 2, 2), np.float32)}
-    assert export.to_bcsr(conv)["kernel"] is conv["kernel"]
-
-
-def test_metadata_that_is_no_text_is_refused(tmp_path):
-    for metadata in ({"epoch": 3}, {3: "epoch"}):
-        with pytest.raises(ValueError, match="must be strings"):
-            export.save_sparse(tmp_path / "a", {"a": np.eye(64)}, metadata=metadata)
-    assert not list(tmp_path.iterdir())
