@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import gradprune_jax as gp
 from benchmarks.speed.compilation import different_kernels
-from gradprune_jax import _prune
 from gradprune_jax._mask_update.leaf import weight_keys
+from gradprune_jax._prune import masks as one_shot_masks
 from gradprune_jax._top_k import packing, ranking, summation, top_k, whole
 from gradprune_jax._top_k.counts import Count
 from gradprune_jax._top_k.units import Units
@@ -234,7 +234,7 @@ def test_many_leaves_are_pruned_as_by_one_program(monkeypatch, fields):
     ]
     fields = {"sparsity": 0.7} | fields
     compiled, masks = gp.prune(params, **fields)
-    monkeypatch.setattr(_prune, "MOST_IN_ONE_PROGRAM", 8)
+    monkeypatch.setattr(one_shot_masks, "MOST_IN_ONE_PROGRAM", 8)
     apart, same_masks = gp.prune(params, **fields)
     jax.tree.map(np.testing.assert_array_equal, masks, same_masks)
     jax.tree.map(np.testing.assert_array_equal, compiled, apart)

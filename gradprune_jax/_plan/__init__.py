@@ -8,6 +8,7 @@ the sparsity that keeps a budget.
 
 from gradprune_jax._plan.dry_run import plan as plan
 from gradprune_jax._plan.fitting import cost_of as cost_of
+from gradprune_jax._plan.fitting import dense_names as dense_names
 from gradprune_jax._plan.leaf import GroupPlan as GroupPlan
 from gradprune_jax._plan.leaf import LeafPlan as LeafPlan
 from gradprune_jax._plan.table import Plan as Plan

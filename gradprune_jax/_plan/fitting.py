@@ -56,7 +56,7 @@ def fitted(rules: Rules, budget: Budget, planned: Callable[[Rules], Plan]) -> Ru
         return cost
 
     least = max(float(each.initial_sparsity) for each in schedules.values())
-    dense = [leaf.path for leaf in planned(rules).dense if _counts(leaf)]
+    dense = dense_names(planned(rules))
     return at(smallest_sparsity(cost_at, budget, least, dense))
 
 
@@ -93,6 +93,11 @@ def cost_of(planned: Plan, budget: Budget) -> int | None:
         else:
             return None
     return total
+
+
+def dense_names(planned: Plan) -> list[str]:
+    """The floating parameters that stay dense, to be named where nothing fits."""
+    return [leaf.path for leaf in planned.dense if _counts(leaf)]
 
 
 def _counts(leaf: LeafPlan) -> bool:
