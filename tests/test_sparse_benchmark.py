@@ -39,7 +39,7 @@ def test_methods_are_trained_and_compared(tmp_path, monkeypatch):
 def test_an_order_is_told_from_means_and_spreads():
     def row(name, values):
         accuracy = {"accuracy": values}
-        return tradeoff.Row(name, "trained sparse", 1, 1, {}, accuracy, 0.0)
+        return tradeoff.Row(name, "trained sparse", 1, 1, {}, accuracy)
 
     found = {
         each.name: each

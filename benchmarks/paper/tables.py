@@ -95,7 +95,6 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
         "spread",
         *([f"{SMALL_DENSE} of as many", "gain"] if compared else []),
         *(other.label for other in study.others),
-        "seconds a run",
     ]
     lines = [headings, ["-"] * len(headings)]
     lines += [
@@ -108,7 +107,6 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
             f"{row.spread(metric.name):.2f}",
             *(_comparison(metric, rows, row) if compared else []),
             *(f"{row.mean(other.name):.2f}" for other in study.others),
-            f"{row.seconds / len(row.metrics[metric.name]):.0f}",
         ]
         for row in rows
     ]
@@ -126,7 +124,7 @@ def _comparison(metric: Metric, rows: Sequence[Row], row: Row) -> list[str]:
 
 
 def provenance(study: Study, records: Sequence[dict[str, Any]], command: str) -> str:
-    """The data, the effort, the command, the commit and the machine.
+    """The data, the command, the commit and the machine.
 
     Args:
       study: what was trained.
@@ -140,11 +138,9 @@ def provenance(study: Study, records: Sequence[dict[str, Any]], command: str) ->
     def distinct(field: str) -> str:
         return ", ".join(sorted({str(each[field]) for each in records}))
 
-    minutes = sum(each["seconds"] for each in records) / 60
     return (
         f"{study.source}; {records[0]['steps']:,} steps, means of {study.seeds} "
         f"{'seeds' if study.seeds > 1 else 'seed'} with the spread between them; "
-        f"{minutes:.0f} minutes of training at commit {distinct('commit')} on "
-        f"{distinct('machine')}, {distinct('date')}, jax {distinct('jax')}. Written by "
-        f"`{command}`."
+        f"trained at commit {distinct('commit')} on {distinct('machine')}, "
+        f"{distinct('date')}, jax {distinct('jax')}. Written by `{command}`."
     )

@@ -26,7 +26,6 @@ class Row:
       nonzero: the number of weights that are not zero.
       bytes: by layout.
       metrics: the value of each seed, by metric.
-      seconds: of all its trainings.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Row:
     nonzero: int
     bytes: dict[str, int]
     metrics: dict[str, list[float]]
-    seconds: float
 
     @property
     def is_sparse(self) -> bool:
@@ -100,7 +98,6 @@ def rows(study: Study, records: Sequence[dict[str, Any]]) -> list[Row]:
                     name: [each["metrics"][name] for each in own]
                     for name in own[0]["metrics"]
                 },
-                seconds=sum(each["seconds"] for each in own),
             )
         )
     return summed
