@@ -142,6 +142,30 @@ def test_perplexity_is_of_every_word_but_the_first():
     assert task._perplexity(params, text) == pytest.approx(expected, rel=1e-5)
 
 
+def test_products_in_mixed_precision_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    operands = [
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 512), (512, 6))
+    ]
+    weights = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)
+
+    def results(product, *operands):
+        value, gradients = jax.value_and_grad(
+            lambda *each: jnp.sum(product(*each) * weights), argnums=(0, 1)
+        )(*operands)
+        return product(*operands), value, *gradients
+
+    rounded = [each.astype(jnp.bfloat16).astype(jnp.float32) for each in operands]
+    found = results(language._mixed_product, *operands)
+    exact = results(jnp.matmul, *rounded)
+    assert all(each.dtype == jnp.float32 for each in found)
+    # The products of the rounded numbers are exact in float32; in a gradient, the
+    # other factor is rounded too, by at most 2^-8 of its size.
+    np.testing.assert_allclose(found[0], exact[0], rtol=1e-5, atol=1e-5)
+    for mine, other in zip(found[2:], exact[2:], strict=True):
+        assert 0 < np.abs(mine - other).max() < 2**-7 * np.abs(other).max()
+
+
 def test_metrics_of_sequences():
     found = [("a", "b"), ("a",), ()]
     references = [("a", "b"), ("a", "b"), ("c",)]

@@ -30,12 +30,15 @@ class LanguageModel(nn.Module):
       units: of the embedding and of every layer.
       layers: the number of LSTM layers.
       dropout: the fraction of what enters and leaves a layer that is dropped.
+      mixed_precision: takes the softmax's products, which are most of a step, of
+        bfloat16 numbers, and adds them up in float32.
     """
 
     words: int
     units: int
     layers: int = 2
     dropout: float = 0.0
+    mixed_precision: bool = False
 
     @nn.compact
     def __call__(
@@ -56,13 +59,51 @@ class LanguageModel(nn.Module):
             new.append(last)
             hidden = drop(hidden)
         # One product of two matrices: over three axes XLA's is a third slower on CPU.
-        logits = nn.Dense(self.words, name="softmax")(hidden.reshape(-1, self.units))
+        product = _mixed_product if self.mixed_precision else None
+        softmax = nn.Dense(self.words, dot_general=product, name="softmax")
+        logits = softmax(hidden.reshape(-1, self.units))
         return new, logits.reshape(*words.shape, self.words)
 
     def start(self, streams: int) -> Carry:
         """The carry at the beginning of a text."""
         zeros = jnp.zeros((streams, self.units))
         return [(zeros, zeros) for _ in range(self.layers)]
+
+
+def _mixed_product(lhs: jax.Array, rhs: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """Two matrices' product, called as `nn.Dense` calls `lax.dot_general`.
+
+    `preferred_element_type` alone is not enough: JAX would multiply the float32
+    gradient of the result by the bfloat16 operands, which is a product in float32.
+    """
+    return _product_of_bfloat16(lhs, rhs)
+
+
+@jax.custom_vjp
+def _product_of_bfloat16(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    return _contract(lhs, 1, rhs, 0)
+
+
+def _product_forward(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, Any]:
+    return _contract(lhs, 1, rhs, 0), (lhs, rhs)
+
+
+def _product_backward(operands: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    lhs, rhs = operands
+    return _contract(gradient, 1, rhs, 1), _contract(lhs, 0, gradient, 0)
+
+
+_product_of_bfloat16.defvjp(_product_forward, _product_backward)
+
+
+def _contract(lhs: jax.Array, axis: int, rhs: jax.Array, other: int) -> jax.Array:
+    """The product over one axis of each, of bfloat16 numbers, summed in float32."""
+    return jax.lax.dot_general(
+        lhs.astype(jnp.bfloat16),
+        rhs.astype(jnp.bfloat16),
+        (((axis,), (other,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         sparsities: tuple[float, ...]
         seeds: int
         since: int = 0
+        mixed_precision: bool = False
 
     sparsities = (0.8, 0.85, 0.9, 0.95)
     chosen = {
@@ -47,7 +48,7 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
                 *(("large", 200, 0.2), ("medium", 80, 0.0)),
                 *(("small", 32, 0.0), ("tiny", 11, 0.0)),
             ),
-            *(12_900, 20, 35, sparsities, 2, 1900),
+            *(12_900, 20, 35, sparsities, 2, 1900, True),
         ),
         # Zaremba et al. (2014): 4.6, 19.8 and 66 million parameters.
         "paper": Scale(
@@ -61,7 +62,12 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         text = text.limit(2_000)
 
     def task(units: int, dropout: float) -> LanguageTask:
-        network = LanguageModel(len(text.vocabulary), units, dropout=dropout)
+        network = LanguageModel(
+            len(text.vocabulary),
+            units,
+            dropout=dropout,
+            mixed_precision=chosen.mixed_precision,
+        )
         return LanguageTask(network, text, chosen.steps, chosen.streams, chosen.unroll)
 
     (_, *largest), *_ = chosen.units
