@@ -4,6 +4,7 @@ import functools
 import gzip
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
