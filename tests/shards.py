@@ -5,9 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from click.testing import CliRunner
 
-from gradprune_jax import _cli
 from gradprune_jax._files import open_safetensors
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -45,17 +43,6 @@ def write_folder(folder, shards, **metadata):
     (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "pytorch_model.bin").write_bytes(b"the weights once more")
     return folder
-
-
-def invoke(*arguments):
-    environment = {"COLUMNS": "200"}
-    return CliRunner(env=environment).invoke(_cli.build(), [*map(str, arguments)])
-
-
-def succeed(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def arrays_of(file):

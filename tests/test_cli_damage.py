@@ -18,11 +18,11 @@ pytest.importorskip("zstandard")
 
 import orbax.checkpoint as ocp
 import safetensors.numpy
-from click.testing import CliRunner
 
-from gradprune_jax import _cli, export
+from gradprune_jax import export
 from gradprune_jax._cli import files
 from gradprune_jax._cli.checkpoints import open_checkpoint
+from tests.commands import invoke
 
 PROGRAM = "from gradprune_jax._cli import main; main()"
 KERNEL = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
@@ -30,11 +30,6 @@ KERNEL = np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)
 ANY = ("report", "prune", "prune global", "pack", "unpack", "plan", "diff")
 READING = ("report", "prune", "pack", "unpack", "diff")
 NESTING = ("prune", "prune global", "plan")
-
-
-def invoke(*arguments):
-    environment = {"COLUMNS": "200"}
-    return CliRunner(env=environment).invoke(_cli.build(), [*map(str, arguments)])
 
 
 def run(command, file, out):

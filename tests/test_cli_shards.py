@@ -17,6 +17,7 @@ pytest.importorskip("zstandard")
 import safetensors.numpy
 
 from gradprune_jax import export
+from tests.commands import succeed
 from tests.shards import (
     FIRST,
     INDEX,
@@ -25,7 +26,6 @@ from tests.shards import (
     arrays_of,
     make_shards,
     same_bytes,
-    succeed,
     write_folder,
 )
 

@@ -23,16 +23,15 @@ from gradprune_jax import export
 from gradprune_jax._cli.checkpoints import open_checkpoint
 from gradprune_jax._cli.output import write_checkpoint
 from gradprune_jax._cli.pack import _write_dense
+from tests.commands import invoke, succeed
 from tests.shards import (
     EMBEDDING,
     FIRST,
     INDEX,
     SECOND,
     arrays_of,
-    invoke,
     make_shards,
     same_bytes,
-    succeed,
     write_folder,
 )
 
