@@ -2,8 +2,8 @@
 
 `dry_run` finds the rule of every leaf and how much of it stays, by the arithmetic of
 the mask update. `table` holds the result and prints it; layers that are alike are one
-row (`folding`). `advice` says what looks as if another axis were meant. `fitting` finds
-the sparsity that keeps a budget.
+row (`folding`). `checks` refuses what cannot be planned, `advice` says what looks as if
+another axis were meant. `fitting` finds the sparsity that keeps a budget.
 """
 
 from gradprune_jax._plan.dry_run import plan as plan

@@ -11,13 +11,16 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._budget import Budget, as_budget
-from gradprune_jax._checks import is_traced
 from gradprune_jax._geometry import leaf_block
 from gradprune_jax._mask_update import (
-    LARGEST_LEAF,
-    Slice,
     kept_in_the_end,
     slices_of_leaf,
+)
+from gradprune_jax._plan.checks import (
+    check_floors,
+    check_schedule,
+    check_shape,
+    check_size,
 )
 from gradprune_jax._plan.coupled import plan_groups
 from gradprune_jax._plan.fitting import fitted
@@ -32,7 +35,7 @@ from gradprune_jax._rules import (
     assign,
     unmatched_matrices,
 )
-from gradprune_jax._schedules import SparsitySchedule, extremes, is_concrete
+from gradprune_jax._schedules import extremes
 from gradprune_jax._scores import AnyScore
 from gradprune_jax._structures import (
     NM,
@@ -116,11 +119,11 @@ def plan(
         output_axis=output_axis,
     )
     for position, rule in enumerate(rules):
-        _check_schedule(position, rule.schedule, total_steps)
-        _check_floors(position, rule)
+        check_schedule(position, rule.schedule, total_steps)
+        check_floors(position, rule)
     named = _tree.named_leaves(params)
     for named_leaf in named:
-        _check_shape(named_leaf)
+        check_shape(named_leaf)
     if budget is not None:
         rules = fitted(rules, as_budget(budget), lambda tried: _planned(tried, named))
     return _planned(rules, named)
@@ -161,15 +164,6 @@ def _planned(rules: tuple[Rule, ...], named: Sequence[_tree.Leaf]) -> Plan:
     )
 
 
-def _check_shape(leaf: _tree.Leaf) -> None:
-    """Refuses a shape that no array has, as files and hand-written shapes may."""
-    shape = np.shape(leaf.value)
-    if not all(isinstance(n, int | np.integer) and type(n) is not bool for n in shape):
-        raise ValueError(f"{leaf.name!r} has shape {shape}; lengths must be integers.")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"{leaf.name!r} has shape {shape}; no length is below 0.")
-
-
 def _dense(leaf: _tree.Leaf, is_missed: bool) -> LeafPlan:
     """A parameter that stays as it is."""
     shape = np.shape(leaf.value)
@@ -206,7 +200,7 @@ def _plan_rule(
     blocks = [_unit(rule, leaf) for leaf in leaves]
     slices = [slices_of_leaf(rule, leaf.shape) for leaf in leaves]
     for leaf, own in zip(leaves, slices, strict=True):
-        _check_size(rule, leaf, own)
+        check_size(rule, leaf, own)
     kept = kept_in_the_end(rule, [each for own in slices for each in own])
     if rule.allocation == "global":
         of_leaves: list[int | None] = [None] * len(leaves)
@@ -258,49 +252,9 @@ def _unit_size(leaf: LeafPlan, block: tuple[int, ...]) -> int | None:
     return math.prod(block)
 
 
-def _check_size(rule: Rule, leaf: LeafPlan, slices: Sequence[Slice]) -> None:
-    """Refuses a leaf of more weights or blocks than a mask update can rank."""
-    units = max((each.units for each in slices), default=0)
-    if units > LARGEST_LEAF and not isinstance(rule.structure, NM):
-        raise ValueError(
-            f"{leaf.path!r} has {units:,} weights or blocks that are ranked together; "
-            f"at most {LARGEST_LEAF:,} can be. Split it, or give its stack_axis."
-        )
-
-
 def _weights_of(units: int | None, unit_sizes: set[int | None]) -> int | None:
     """The weights of so many units, if all units have one known size."""
     if units is None or None in unit_sizes or len(unit_sizes) != 1:
         return None
     (size,) = unit_sizes
     return units * (size or 0)
-
-
-def _check_floors(position: int, rule: Rule) -> None:
-    """Refuses a rule whose floors are known only when a program runs."""
-    for name in ("min_density", "min_per_channel"):
-        if is_traced(getattr(rule, name)):
-            raise ValueError(
-                f"{name} of rule {position} is traced; plan needs numbers."
-            )
-
-
-def _check_schedule(
-    position: int, schedule: SparsitySchedule | None, total_steps: int | None
-) -> None:
-    """Refuses a schedule that cannot be planned, or does not end within training."""
-    if schedule is None:
-        return
-    if not is_concrete(schedule):
-        raise ValueError(
-            f"the schedule of rule {position} has traced fields; plan needs numbers."
-        )
-    if total_steps is not None and total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; it must be at least 1.")
-    if total_steps is not None and schedule.end_step >= total_steps:
-        raise ValueError(
-            f"the schedule of rule {position} has end_step={schedule.end_step}, but "
-            f"the last of {total_steps} updates is step {total_steps - 1}: its final "
-            f"mask update would never happen. Set end_step to {total_steps - 1} or "
-            "less."
-        )

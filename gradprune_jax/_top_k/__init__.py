@@ -4,12 +4,13 @@ The bits of a non-negative float, read as an integer, sort like the float (`keys
 the k-th largest magnitude is found by a search over integers (`search`), which asks the
 data one question only: how many units reach this threshold? (`units` of one leaf,
 `ranking` of all leaves.) A count is the same in any order and on any number of devices
-(`summation`), and on a mesh it costs one all-reduce of a few integers (`shards`). Where
-to probe next is a policy (`policies`), which for large leaves begins at a guess from a
-sample (`sampling`). Ties at the threshold are broken by the same search over flat
-indices (`selection`). Small leaves are copied into bins, which one compiled search
-serves in turn (`packing`). Outside `jit` the loops are Python's (`control`). Counts
-pass 32 bits without 64-bit types (`counts`).
+(`summation`; `devices` tells where an axis is split), and on a mesh it costs one
+all-reduce of a few integers (`shards`). Where to probe next is a policy (`policies`),
+which for large leaves begins at a guess from a sample (`sampling`). Ties at the
+threshold are broken by the same search over flat indices (`selection`). Small leaves
+are copied into bins, which one compiled search serves in turn (`packing`). Outside
+`jit` the loops are Python's (`control`). Counts pass 32 bits without 64-bit types
+(`counts`).
 
 Glossary:
 

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax._top_k.counts import Count
+from gradprune_jax._top_k.devices import is_split, part_of_device
 from gradprune_jax._top_k.ranking import Ranking
 from gradprune_jax._top_k.search import Groups, Probes
-from gradprune_jax._top_k.summation import is_split, part_of_device
 from gradprune_jax._top_k.units import Units
 
 # A sample pays where leaves are few and large. It saves several passes over the data,

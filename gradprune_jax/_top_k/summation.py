@@ -23,6 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradprune_jax._top_k.devices import (
+    is_on_one_device,
+    is_split,
+    most_devices,
+    part_of_device,
+)
+
 # A sum or a maximum over some axes.
 Reduction = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -38,12 +45,6 @@ FEW_RUNS = 2**8
 MOST_AT_ONCE = 2**15
 # Where fewer are summed at once, their sums take more than a third of a byte a unit.
 ENOUGH_AT_ONCE = 12
-# Smaller arrays are assumed to be on one device, where the mesh is not known and no
-# run fits otherwise.
-SMALLEST_SPLIT = 2**18
-# Over how many devices an axis may be split where the mesh is not known, if there are
-# so many: `in_shardings` are known only when the program is compiled.
-USUAL_DEVICES = 16
 
 
 def sum_one(marked: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -154,7 +155,7 @@ def _sums_of_runs(
       The sums of the array, or of several pieces of it where no runs fit the whole.
     """
     runs = _runs(packed, axes, is_whole)
-    is_flattened = len(axes) == packed.ndim and _is_on_one_device(packed)
+    is_flattened = len(axes) == packed.ndim and is_on_one_device(packed)
     # What is known to be whole costs nothing to make flat.
     enough = LONGEST_RUN if most_devices(packed) == 1 else ENOUGH_AT_ONCE
     if math.prod(length for run in runs.values() for length in run) < enough:
@@ -285,26 +286,3 @@ def _even_parts(array: jax.Array, axis: int, is_whole: bool) -> list[jax.Array]:
         piece.reshape(*before, -1, *after)
         for piece in jnp.split(by_device, [even], axis=axis + 1)
     ]
-
-
-def part_of_device(array: jax.Array, axis: int) -> int:
-    """Return how much of an axis each device holds, if all devices split it."""
-    length = array.shape[axis]
-    return length // math.gcd(length, most_devices(array))
-
-
-def most_devices(array: jax.Array) -> int:
-    """Return over how many devices an array may be split, as far as is known."""
-    mesh = jax.typeof(array).sharding.mesh
-    return min(jax.device_count(), USUAL_DEVICES) if mesh.empty else mesh.size
-
-
-def _is_on_one_device(array: jax.Array) -> bool:
-    """Whether an array is whole, or is assumed to be: small and on no known mesh."""
-    is_small = jax.typeof(array).sharding.mesh.empty and array.size < SMALLEST_SPLIT
-    return is_small or most_devices(array) == 1
-
-
-def is_split(array: jax.Array, axis: int) -> bool:
-    """Whether an axis is known to be split over devices, in explicit mode alone."""
-    return jax.typeof(array).sharding.spec[axis] is not None

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradprune_jax._layouts import resharded
+from gradprune_jax._top_k.devices import most_devices
 from gradprune_jax._top_k.keys import largest_ranking_key
 from gradprune_jax._top_k.shards import Shard
 from gradprune_jax._top_k.summation import (
-    most_devices,
     sum_one,
     sum_pair,
     sum_pair_in_runs,
