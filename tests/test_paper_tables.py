@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,7 @@ def test_all_studies_are_in_one_picture():
     ]
     figure = overview.draw([(LINE, rows)] * 4)
     assert [axes.get_title() for axes in figure.axes[:4]] == ["Line: error"] * 4
+    assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert list(lines["small-dense"].get_xdata()) == [1, 100]
     np.testing.assert_allclose(
@@ -180,3 +182,25 @@ def test_all_studies_are_in_one_picture():
         "**Line**, 1 million weights, error 2.10: with 10 times fewer non-zeros 3.10, "
         "2.60 by ERK; a dense network of as many has 4.10."
     )
+
+
+def test_a_study_is_shown_once_all_of_its_trainings_are_stored(tmp_path):
+    assert overview.stored_rows(LINE, tmp_path) is None
+    records = [
+        {
+            "configuration": configuration.name,
+            "steps": 25,
+            "nonzero": 6,
+            "bytes": {"dense": 120},
+            "metrics": {"error": 1.0},
+        }
+        for configuration in LINE.configurations
+        for _ in range(LINE.seeds)
+    ]
+    file = tmp_path / f"{LINE.name}.json"
+    file.write_text(json.dumps(records[1:]))
+    assert overview.stored_rows(LINE, tmp_path) is None
+    file.write_text(json.dumps(records))
+    assert [row.name for row in overview.stored_rows(LINE, tmp_path)] == [
+        each.name for each in LINE.configurations
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def draw(results: Sequence[tuple[Study, Sequence[Row]]]) -> Figure:
     lines = -(-len(results) // _COLUMNS)
     figure = Figure((11, 3.4 * lines), layout="constrained")
     panels = figure.subplots(lines, _COLUMNS, squeeze=False).flat
-    for axes, (study, rows) in zip(panels, results, strict=False):
+    for (study, rows), axes in zip(results, panels, strict=False):
         first = rows[0]
         for name, curve in tradeoff.curves(rows).items():
             losses = [_losses(study.metric, first, row) for row in curve]
@@ -111,13 +112,31 @@ def sentence(study: Study, rows: Sequence[Row]) -> str:
     )
 
 
+def stored_rows(study: Study, folder: pathlib.Path) -> list[Row] | None:
+    """The rows of a study, None while trainings are missing.
+
+    Args:
+      study: what was trained.
+      folder: that holds its records.
+    """
+    file = folder / f"{study.name}.json"
+    records = json.loads(file.read_text()) if file.exists() else []
+    found = collections.Counter(each["configuration"] for each in records)
+    if any(found[each.name] < study.seeds for each in study.configurations):
+        return None
+    return tradeoff.rows(study, records)
+
+
 def main() -> None:
     """Draws what is stored of all studies, and puts a sentence each into the README."""
     results = []
     for name in _SHOWN:
         study = STUDIES[name]("laptop", None)
-        records = json.loads((_RESULTS / f"{name}.json").read_text())
-        results.append((study, tradeoff.rows(study, records)))
+        rows = stored_rows(study, _RESULTS)
+        if rows is None:
+            print(f"{name}: left out, not all of its trainings are stored.")
+        else:
+            results.append((study, rows))
     picture = _RESULTS / "overview.png"
     draw(results).savefig(picture, dpi=110)
     root = stored.FOLDER.parent
@@ -125,8 +144,8 @@ def main() -> None:
     place = picture.relative_to(root)
     stored.insert(
         "studies",
-        "![Relative loss against the factor of fewer non-zeros, pruned and dense, of "
-        f"five networks]({place})\n\n{said}",
+        "![Relative loss against the factor of fewer non-zeros, pruned and dense]"
+        f"({place})\n\n{said}",
         pathlib.Path(root / "README.md"),
     )
 
