@@ -35,6 +35,7 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         seeds: int
         since: int = 0
         mixed_precision: bool = False
+        weight_decay: float = 0.0
 
     sparsities = (0.8, 0.85, 0.9, 0.95)
     chosen = {
@@ -48,7 +49,7 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
                 *(("large", 200, 0.2), ("medium", 80, 0.0)),
                 *(("small", 32, 0.0), ("tiny", 11, 0.0)),
             ),
-            *(12_900, 20, 35, sparsities, 2, 1900, True),
+            *(12_900, 20, 35, sparsities, 2, 1900, True, 0.1),
         ),
         # Zaremba et al. (2014): 4.6, 19.8 and 66 million parameters.
         "paper": Scale(
@@ -68,7 +69,14 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
             dropout=dropout,
             mixed_precision=chosen.mixed_precision,
         )
-        return LanguageTask(network, text, chosen.steps, chosen.streams, chosen.unroll)
+        return LanguageTask(
+            network,
+            text,
+            chosen.steps,
+            chosen.streams,
+            chosen.unroll,
+            weight_decay=chosen.weight_decay,
+        )
 
     (_, *largest), *_ = chosen.units
     words = len(text.vocabulary)
