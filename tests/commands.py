@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from click.testing import CliRunner
 
-from gradprune_jax import _cli
+from gradprune_jax import _cli, export
 
 
 def make_params(seed=0):
@@ -20,6 +20,12 @@ def make_params(seed=0):
 
 
 PARAMS = make_params()
+
+
+def save_checkpoint(folder):
+    file = folder / "model.safetensors"
+    export.save_sparse(file, PARAMS)
+    return file
 
 
 def invoke(*arguments):

@@ -12,14 +12,7 @@ pytest.importorskip("zstandard")
 import safetensors.numpy
 
 from gradprune_jax import export
-from tests.commands import PARAMS, invoke
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    file = tmp_path / "model.safetensors"
-    export.save_sparse(file, PARAMS)
-    return file
+from tests.commands import invoke, save_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -72,9 +65,8 @@ def checkpoint(tmp_path):
         (["prune", "WIDE", "OUT", "--sparsity", "0.5", "--where", "a"], 1, "'b' is"),
     ],
 )
-def test_faults_end_with_a_status_and_no_file(
-    tmp_path, checkpoint, arguments, status, message
-):
+def test_faults_end_with_a_status_and_no_file(tmp_path, arguments, status, message):
+    checkpoint = save_checkpoint(tmp_path)
     (tmp_path / "bad").write_bytes(b"\1" + bytes(7) + b"{bad")
     export.save_sparse(tmp_path / "damaged", {"a": np.eye(64, dtype=np.float32)})
     parts = safetensors.numpy.load_file(tmp_path / "damaged")

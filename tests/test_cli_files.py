@@ -21,15 +21,13 @@ import safetensors.numpy
 
 from gradprune_jax import export
 from gradprune_jax._cli import files
-from tests.commands import PARAMS, invoke, succeed
+from tests.commands import PARAMS, invoke, save_checkpoint, succeed
 from tests.sparse_arrays import assert_same_bits
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    file = tmp_path / "model.safetensors"
-    export.save_sparse(file, PARAMS)
-    return file
+    return save_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
