@@ -49,7 +49,10 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
                 *(("large", 200, 0.2), ("medium", 80, 0.0)),
                 *(("small", 32, 0.0), ("tiny", 11, 0.0)),
             ),
-            *(12_900, 20, 35, sparsities, 2, 1900, True, 0.1),
+            *(12_900, 20, 35, sparsities, 2),
+            since=1900,
+            mixed_precision=True,
+            weight_decay=0.1,
         ),
         # Zaremba et al. (2014): 4.6, 19.8 and 66 million parameters.
         "paper": Scale(
