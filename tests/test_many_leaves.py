@@ -67,6 +67,27 @@ def small_bins(monkeypatch):
     return made
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(stack_axis=0),
+        dict(allocation="global", min_density=0.1, min_per_channel=1),
+        dict(structure=gp.Block((1, 2))),
+        dict(structure=gp.Channel()),
+    ],
+)
+def test_packing_and_sampling_mix_no_ranks(small_bins, fields):
+    """Users turn promotion of ranks off to find mistakes of their own."""
+    shapes = [(64, 32), (32, 44), (512, 512), (3, 3, 8, 16)]
+    types = [on_one_device(shape, jnp.float32) for shape in shapes]
+    bools = [on_one_device(shape, bool) for shape in shapes]
+    update = jax.jit(functools.partial(update_to, gp.Rule(SCHEDULE, **fields)))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        update.lower(on_one_device((), np.float32), types, bools)
+    assert small_bins
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.99, 1.0])
 def test_packed_leaves_are_exact(small_bins, dtype, sparsity):

@@ -69,7 +69,7 @@ class PackedUnits(Units):
         """The last flat index of a slice minus the unit's own: uint32."""
         del last_index
         along = jnp.arange(ROW, dtype=jnp.uint32)
-        return jnp.expand_dims(self.index_of_row, 1) - along
+        return jnp.expand_dims(self.index_of_row, 1) - jnp.expand_dims(along, 0)
 
     def _spread(self, per_slice: jax.Array) -> jax.Array:
         """Numbers [..., slices], made to broadcast over units."""
@@ -77,8 +77,10 @@ class PackedUnits(Units):
 
     def _of_all_slices(self, counts: jax.Array) -> jax.Array:
         """Counts [..., slices] from those of rows, [..., rows]."""
-        slices = jnp.arange(self.slices, dtype=jnp.int32)
-        members = self.slice_of_row == jnp.expand_dims(slices, 1)
+        leading = range(counts.ndim - 1)
+        slices = jnp.arange(self.slices, dtype=jnp.int32).reshape(-1, 1)
+        members = jnp.expand_dims(self.slice_of_row, 0) == slices
+        members = jnp.expand_dims(members, leading)
         own = jnp.where(members, jnp.expand_dims(counts, -2), jnp.uint32(0))
         return jnp.sum(own, -1, dtype=jnp.uint32)
 

@@ -100,19 +100,24 @@ class _Window(NamedTuple):
 
     def last_reached_by(self, rank: jax.Array) -> jax.Array:
         """The highest of the thresholds that `rank` units reach, else the lowest."""
-        number = jnp.sum(self.reached >= rank, 0, dtype=self.low.dtype)
+        number = jnp.sum(self._is_below(rank), 0, dtype=self.low.dtype)
         return self.low + (jnp.maximum(number, 1) - 1) * self.step
 
     def first_not_passed_by(self, rank: jax.Array) -> jax.Array:
         """The lowest of the thresholds that at most `rank` units reach, or the end."""
-        number = jnp.sum(self.reached > rank, 0, dtype=self.low.dtype)
+        passed = self.reached > jnp.expand_dims(rank, 0)
+        number = jnp.sum(passed, 0, dtype=self.low.dtype)
         return self.low + number * self.step
 
     def inside(self, rank: jax.Array) -> jax.Array:
         """How many units lie in the step that `rank` is in; infinite if in none."""
-        is_below = self.reached >= rank
+        is_below = self._is_below(rank)
         at_low = jnp.min(jnp.where(is_below, self.reached, jnp.inf), 0)
         return at_low - jnp.max(jnp.where(is_below, 0, self.reached), 0)
+
+    def _is_below(self, rank: jax.Array) -> jax.Array:
+        """Which of the thresholds `rank` units reach: bool [STEPS, slices]."""
+        return self.reached >= jnp.expand_dims(rank, 0)
 
 
 def guess_thresholds(
@@ -149,7 +154,8 @@ def guess_thresholds(
         low -= jnp.minimum(window.step // 2, low - 1)  # above 0, the key of pruned ones
         step = window.step // (STEPS // 2) + 1
         along = jnp.arange(STEPS, dtype=low.dtype).reshape(-1, 1)
-        reached = samples.estimate(low + along * step).astype(jnp.float32)
+        probes = jnp.expand_dims(low, 0) + along * jnp.expand_dims(step, 0)
+        reached = samples.estimate(probes).astype(jnp.float32)
         if groups.together:
             total = jnp.sum(reached, -1, keepdims=True)
             reached = jnp.broadcast_to(total, reached.shape)
