@@ -29,10 +29,11 @@ LEAVES = {
 }
 
 
-def kept_at(structure, sparsity, final):
-    """The number by exact fractions."""
-    ratio = Fraction(float(sparsity)) / Fraction(float(final))
-    return structure.of - int((structure.of - structure.keep) * min(ratio, 1))
+def kept_at(structure, sparsity):
+    """The number by a count of the fractions that a sparsity reaches."""
+    pruned = range(1, structure.of - structure.keep + 1)
+    reached = [np.float32(sparsity) >= np.float32(i / structure.of) for i in pruned]
+    return structure.of - sum(reached)
 
 
 @pytest.mark.parametrize(("structure", "shapes"), LEAVES.values(), ids=LEAVES)
@@ -41,7 +42,7 @@ def kept_at(structure, sparsity, final):
 def test_groups_agree_with_a_stable_sort(structure, shapes, seed, part):
     final = 1 - structure.keep / structure.of
     weights, masks = draw(seed, shapes)
-    kept = kept_at(structure, np.float32(final * part), np.float32(final))
+    kept = kept_at(structure, final * part)
     new = _updated(structure)(final * part, weights, masks)
     expected = oracle.next_masks(weights, masks, 0.0, structure=structure, kept=kept)
     for mask, wanted in zip(new, expected, strict=True):
@@ -70,24 +71,36 @@ def jitted_kept(structure):
 @given(
     pattern=st.sampled_from([(2, 4), (1, 6), (3, 10), (15, 32), (1, 256)]),
     sparsity=st.floats(0, 1, width=32),
-    final=st.floats(2.0**-126, 1, width=32),
 )
-def test_the_kept_count_is_exact(pattern, sparsity, final):
+def test_the_kept_count_is_exact(pattern, sparsity):
+    """The contract's number, wherever its product is not within an ulp of one more."""
     structure = gp.NM(*pattern)
-    kept = jitted_kept(structure)(jnp.float32(sparsity), jnp.float32(final))
-    assert int(kept) == kept_at(structure, np.float32(sparsity), np.float32(final))
+    final = jnp.float32(1 - structure.keep / structure.of)
+    kept = int(jitted_kept(structure)(jnp.float32(sparsity), final))
+    assert kept == kept_at(structure, sparsity)
+    exact = Fraction(sparsity) * structure.of
+    pruned = min(int(exact), structure.of - structure.keep)
+    ulp = Fraction(float(np.spacing(np.float32(sparsity)))) * structure.of
+    assert structure.of - kept in {pruned, min(int(exact + ulp), structure.of)}
 
 
-def test_every_pattern_ends_at_exactly_keep():
-    """keep = ceil((1 - s) of) in float32 ends one too high for 139 of 496 patterns."""
+def test_a_linear_schedule_prunes_one_more_weight_at_each_update():
+    """By s / s_f of two float32, 2:5 kept 5, 5, 4, 2."""
     assert len(PATTERNS) == 496
-    for final in np.float32([0.9, 1.0, 0.3, 1e-30]):
-        for keep, of in PATTERNS:
-            assert int(group_kept(gp.NM(keep, of), final, final)) == keep
-            assert int(group_kept(gp.NM(keep, of), 0 * final, final)) == of
-        # One ulp below the end, at least one more weight is kept.
-        below = np.nextafter(final, np.float32(0))
-        assert int(group_kept(gp.NM(2, 4), below, final)) == 3
+    for keep, of in PATTERNS:
+        pruned = of - keep
+        schedule = gp.polynomial_schedule(pruned / of, 0, pruned, every=1, power=1)
+        sparsities = np.asarray(schedule.sparsity(np.arange(pruned + 1)))
+        kept = group_kept(gp.NM(keep, of), sparsities, sparsities[-1])
+        assert kept.tolist() == list(range(of, keep - 1, -1))
+        # One ulp below the end, one more weight is kept.
+        below = np.nextafter(sparsities[-1], np.float32(0))
+        assert int(group_kept(gp.NM(keep, of), below, sparsities[-1])) == keep + 1
+
+
+def test_a_schedule_within_rounding_of_the_pattern_ends_at_exactly_keep():
+    for final in np.float32([2 / 3 - 1e-6, 2 / 3, 2 / 3 + 1e-6]):
+        assert int(group_kept(gp.NM(1, 3), final, final)) == 1
 
 
 def test_gradual_training_to_two_of_four():

@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradprune_jax._mask_update.blocks import BlockedLeaf
 from gradprune_jax._mask_update.leaf import weight_keys
-from gradprune_jax._mask_update.rounding import float32_parts
 from gradprune_jax._rules import Rule
 from gradprune_jax._structures import NM
 from gradprune_jax._top_k import (
@@ -54,15 +54,17 @@ def group_kept(
     r"""How many weights each group keeps when a schedule stands at a sparsity.
 
     $$
-    M - \lfloor (M - N) s / s_f \rfloor
+    M - \lfloor (M - N) s / s_f \rfloor = M - \lfloor M s \rfloor
     $$
 
-    exactly, in integers: in float32 many a pattern would end one too high.
+    for the pattern's own $s_f = 1 - N / M$. No product is rounded, by which many a
+    pattern would end one too high: the sparsity is compared with each $i / M$, and both
+    are the nearest float32.
 
     Args:
       structure: the pattern, N of M.
       sparsity: float32, s.
-      final_sparsity: float32 scalar, $s_f$.
+      final_sparsity: float32 scalar, $s_f$ as the schedule has it.
 
     Returns:
       int32, N wherever s is at least $s_f$.
@@ -73,12 +75,10 @@ def group_kept(
       [4 3 2]
     """
     pruned = structure.of - structure.keep
-    mantissa, exponent = float32_parts(sparsity)
-    final_mantissa, final_exponent = float32_parts(final_sparsity)
-    reached = (mantissa * pruned) >> jnp.clip(final_exponent - exponent, 0, 31)
-    so_far = reached // jnp.maximum(final_mantissa, 1)
-    is_final = sparsity >= final_sparsity
-    return structure.of - jnp.where(is_final, pruned, so_far).astype(jnp.int32)
+    steps = (np.arange(1, pruned + 1) / structure.of).astype(np.float32)
+    steps = steps.reshape(*[1] * sparsity.ndim, pruned)
+    so_far = jnp.sum(jnp.expand_dims(sparsity, -1) >= steps, -1, dtype=jnp.int32)
+    return structure.of - jnp.where(sparsity >= final_sparsity, pruned, so_far)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -104,7 +104,7 @@ def to_multiples(
     return Count.of_uint32(xp.where(kept.low == 0, kept.low, rounded))
 
 
-def float32_parts(numbers: Any) -> tuple[Any, Any]:
+def _float32_parts(numbers: Any) -> tuple[Any, Any]:
     """Integers m < 2^24 and e >= 1 of non-negative floats m 2^(e - 150): uint32."""
     xp = array_namespace(numbers)
     bits = xp.asarray(numbers).astype(np.float32).view(np.uint32)
@@ -127,7 +127,7 @@ def _multiply(
     # NaN and values outside [0, 1] can only come from tracers; they prune nothing or
     # everything, where the bits would be nonsense.
     fraction = xp.where(fraction > 0, xp.minimum(fraction, 1.0), 0.0)
-    mantissa, exponent = float32_parts(fraction)
+    mantissa, exponent = _float32_parts(fraction)
     shift = 150 - exponent
     if half_ulp_below:
         mantissa = 2 * mantissa - (mantissa > 0).astype(np.uint32)
