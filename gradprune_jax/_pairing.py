@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradprune_jax import _tree
+from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._state import check_fits, is_dense
 
@@ -76,7 +78,7 @@ def apply_masks(tree: Any, masks: Any) -> Any:
       >>> print(apply_masks(jnp.array([1.0, -2.0]), jnp.array([True, False])))
       [1. 0.]
     """
-    return map_with_masks(_zeroed, tree, masks)
+    return map_with_masks(zeroed, tree, masks)
 
 
 def pair_with_masks(tree: Any, masks: Any) -> list[tuple[str, Any, Any]]:
@@ -115,7 +117,8 @@ def merge_masks(masks: Any, other: Any, path: _tree.Path = ()) -> Any:
         return masks
     levels = _level(path, masks, other)
     if levels is None:
-        return masks & other
+        are_shapes = isinstance(masks, jax.ShapeDtypeStruct)
+        return masks if are_shapes else masks & other
     treedef: Any = jax.tree.structure(masks, is_leaf=lambda node: node is not masks)
     return treedef.unflatten(
         [merge_masks(one, two, (*path, name)) for name, one, two in levels]
@@ -188,8 +191,26 @@ def _check_arrays(name: str, leaf: Any, mask: Any) -> None:
             f"the mask of {name!r} is {mask!r}; it must be an array of bool, or "
             "optax.MaskedNode() where everything is kept."
         )
+    if leaf.dtype == jnp.float8_e8m0fnu:
+        raise ValueError(
+            f"there is a mask for {name!r}, whose dtype {leaf.dtype} has no zero; put "
+            "optax.MaskedNode() in its place."
+        )
 
 
-def _zeroed(leaf: Any, mask: Any) -> jax.Array:
-    """The leaf where its mask is True, else +0.0."""
-    return where_laid_out(mask, leaf, jnp.zeros_like(leaf))
+def zeroed(leaf: Any, mask: Any) -> Any:
+    """The leaf where its mask is True, else +0.0; wide NumPy arrays stay such."""
+    if is_wide(leaf) and not is_traced(mask):
+        return np.where(mask, leaf, np.zeros_like(leaf))
+    weights = jnp.asarray(leaf)
+    return where_laid_out(mask, weights, jnp.zeros_like(weights))
+
+
+def is_wide(leaf: Any) -> bool:
+    """Whether a leaf is a NumPy array of a dtype that JAX would narrow.
+
+    Under jit it is what JAX makes of it, like every constant there.
+    """
+    if not isinstance(leaf, np.ndarray) or is_traced(jnp.zeros([])):
+        return False
+    return jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype

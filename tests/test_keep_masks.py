@@ -92,8 +92,28 @@ def test_a_model_of_equinox():
     gp.check_pruned(equinox.apply_updates(mlp, updates), state)
 
 
+@pytest.mark.parametrize("wrapper", ["masked", "partition"])
+def test_a_part_of_the_parameters(wrapper):
+    """What a wrapper hides from the link is no leaf of its parameters."""
+    params, masks = gp.prune(dense(), 0.75)
+    if wrapper == "masked":
+        tx = optax.masked(gp.keep_masks(masks), {"a": True, "bias": False})
+    else:
+        links = {"sparse": gp.keep_masks(masks), "dense": optax.sgd(0.1)}
+        tx = optax.partition(links, {"a": "sparse", "bias": "dense"})
+    trained, state = train(tx, params)
+    np.testing.assert_array_equal(
+        np.asarray(trained["a"]["kernel"]) != 0, masks["a"]["kernel"]
+    )
+    assert gp.metrics(state)["sparsity/a/kernel"] == 0.75
+
+
 def test_masks_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ValueError, match="'a/kernel'"):
         gp.keep_masks({"a": {"kernel": jnp.ones(3, bool)}, "bias": None}).init(dense())
     with pytest.raises(ValueError, match="needs the parameters"):
         gp.keep_masks({}).init(None)
+    zeroless = {"kernel": jnp.ones(3, jnp.float8_e8m0fnu)}
+    for refuse in (gp.apply_masks, lambda p, m: gp.keep_masks(m).init(p)):
+        with pytest.raises(ValueError, match="'kernel'.*float8_e8m0fnu has no zero"):
+            refuse(zeroless, {"kernel": jnp.ones(3, bool)})

@@ -39,6 +39,14 @@ class TestGetMasks:
         with pytest.raises(ValueError, match="several models"):
             gp.get_masks(states)
 
+    def test_of_shapes_to_restore_into(self):
+        schedule = gp.one_shot_schedule(0.5, 0)
+        one, two = (gp.gradual_prune(schedule, where=w) for w in (".*kernel", ".*"))
+        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+        masks = gp.get_masks(jax.eval_shape(optax.chain(one, two).init, params))
+        assert masks["kernel"] == jax.ShapeDtypeStruct((2, 2), bool)
+        assert masks["bias"] == jax.ShapeDtypeStruct((2,), bool)
+
     def test_merges_dicts_of_any_order_by_key(self):
         wide = jnp.array([True, False, True])
         states = [
@@ -170,6 +178,12 @@ class TestApplyMasks:
             np.asarray(applied["kernel"]).view(np.uint32),
             np.array([0.0, 0.0, 2.0], np.float32).view(np.uint32),
         )
+
+    def test_keeps_numpy_arrays_that_jax_would_narrow(self):
+        weights = np.array([1 / 3, 1e-300])
+        applied = gp.apply_masks(weights, np.array([True, False]))
+        assert applied.dtype == np.float64
+        assert applied.tolist() == [1 / 3, 0.0]
 
     def test_matches_keys_by_name_in_dicts_of_any_order(self):
         a, b = jnp.array([True, False]), jnp.array([False, True])

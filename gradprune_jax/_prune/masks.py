@@ -17,6 +17,7 @@ import optax
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._mask_update import PrunedLeaf, update_masks
+from gradprune_jax._pairing import is_wide
 from gradprune_jax._rules import Rule, selected_leaves
 from gradprune_jax._schedules import is_concrete, one_shot_schedule
 
@@ -91,16 +92,6 @@ def _enable_x64() -> Any:
     from jax.experimental import enable_x64  # type: ignore[attr-defined]
 
     return enable_x64()
-
-
-def is_wide(leaf: Any) -> bool:
-    """Whether a leaf is a NumPy array of a dtype that JAX would narrow.
-
-    Under jit it is what JAX makes of it, like every constant there.
-    """
-    if not isinstance(leaf, np.ndarray) or is_traced(jnp.zeros([])):
-        return False
-    return jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
 
 
 def _select_masks(

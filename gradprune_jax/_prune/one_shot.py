@@ -6,15 +6,13 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._budget import Budget, as_budget
-from gradprune_jax._checks import check_sparsity, is_traced
-from gradprune_jax._layouts import where_laid_out
+from gradprune_jax._checks import check_sparsity
+from gradprune_jax._pairing import zeroed
 from gradprune_jax._prune.fitting import fitted
-from gradprune_jax._prune.masks import is_wide, masks_of_rule
+from gradprune_jax._prune.masks import masks_of_rule
 from gradprune_jax._rules import Allocation, Rule, Where
 from gradprune_jax._schedules import one_shot_schedule
 from gradprune_jax._scores import AnyScore
@@ -102,15 +100,6 @@ def prune(
     treedef: Any = jax.tree.structure(params)
     own = zip(_tree.named_leaves(params), treedef.flatten_up_to(masks), strict=True)
     pruned = [
-        leaf.value if is_dense(mask) else _zeroed(leaf.value, mask)
-        for leaf, mask in own
+        leaf.value if is_dense(mask) else zeroed(leaf.value, mask) for leaf, mask in own
     ]
     return treedef.unflatten(pruned), masks
-
-
-def _zeroed(leaf: Any, mask: jax.Array) -> Any:
-    """The leaf where the mask is True, else +0.0; wide NumPy arrays stay such."""
-    if is_wide(leaf) and not is_traced(mask):
-        return np.where(mask, leaf, np.zeros_like(leaf))
-    weights = jnp.asarray(leaf)
-    return where_laid_out(mask, weights, jnp.zeros_like(weights))

@@ -81,7 +81,7 @@ def gradual_prune(
       where: which parameters to prune, see `Rule`; by default `is_weight`. Under
         `optax.inject_hyperparams` a callable must be named in its `static_args`.
       structure: which weights are kept together: `Unstructured()`, which None stands
-        for, `NM`, `Block` or `Channel`.
+        for, `NM`, `Block`, `Channel` or `CoupledChannels`.
       allocation: `"uniform"`, every leaf at the schedule's sparsity, `"global"`,
         one threshold over all leaves, or `"erk"`, Erdos-Renyi-kernel densities.
       stack_axis: the axis along which layers are stacked, each pruned as if alone. It
@@ -195,8 +195,8 @@ def keep_masks(masks: Any) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: optax.Params) -> GradualPruneState:
         check_given(params)
         count = jnp.zeros([], jnp.int32)
-        treedef: Any = jax.tree.structure(params)
-        if not treedef.num_leaves:  # optax.tree.map_params calls init so
+        treedef: Any = jax.tree.structure(params, is_leaf=is_dense)
+        if not jax.tree.leaves(params):  # optax.tree.map_params calls init so
             return GradualPruneState(count, params)
         kept = [
             mask if is_dense(mask) else mask_like(leaf, mask)
