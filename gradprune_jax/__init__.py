@@ -4,6 +4,9 @@ schedule = polynomial_schedule(0.9, begin_step=1_000, end_step=10_000)
 tx = optax.chain(optax.adamw(1e-3), gradual_prune(schedule))
 """
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from gradprune_jax._budget import Budget as Budget
 from gradprune_jax._calibration import CalibratedMethod as CalibratedMethod
 from gradprune_jax._calibration import SparseGPT as SparseGPT
@@ -65,3 +68,12 @@ from gradprune_jax._transform import keep_masks as keep_masks
 from gradprune_jax._transform import with_gradual_prune as with_gradual_prune
 
 __version__ = "0.1.0"
+
+_MODULES = ("export", "primitives", "report")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """Imports a public module when it is first used: `gradprune_jax.report`."""
+    if name in _MODULES:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -78,6 +78,16 @@ def check_integer(name: str, value: Any, minimum: int, most: int | None = None) 
     return number
 
 
+def check_known(name: str, value: Any) -> Any:
+    """The value, refused if it is traced."""
+    if is_traced(value):
+        raise ValueError(
+            f"{name} is traced; it must be a number. Under optax.inject_hyperparams it "
+            f"needs static_args={name!r}."
+        )
+    return value
+
+
 def check_window(begin_step: Any, end_step: Any, every: Any) -> tuple[Any, Any, Any]:
     """Returns the three numbers, refused if `end_step` is before `begin_step`."""
     begin_step = check_integer("begin_step", begin_step, minimum=0)

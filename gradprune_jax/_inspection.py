@@ -33,6 +33,9 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     Returns:
       float32 scalars by path, and `"total"` over all weights together.
 
+    Raises:
+      ValueError: if a leaf is a shape, without values.
+
     Examples:
       >>> fractions = sparsity({"kernel": jnp.array([0.0, 2.0]), "bias": jnp.ones(2)})
       >>> {path: float(fraction) for path, fraction in fractions.items()}
@@ -42,6 +45,7 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
     sizes: dict[str, int] = {}
     for leaf in _tree.named_leaves(_tree.parameters(tree)):
         if is_countable(leaf.value):
+            _check_has_values(leaf)
             # A parameter may be called "total"; it must not replace the total.
             name = leaf.name if leaf.name != "total" else "['total']"
             zeros[name] = _count_zeros(leaf.value)
@@ -81,8 +85,7 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
                 "dead_channels reads values and cannot run under jit; call it between "
                 "steps."
             )
-        if isinstance(leaf.value, jax.ShapeDtypeStruct):
-            raise ValueError(f"{leaf.name!r} has a shape but no values; give arrays.")
+        _check_has_values(leaf)
         indices = np.flatnonzero(~_live_channels(leaf.value, axis % ndim))
         if indices.size:
             dead[leaf.name] = indices
@@ -216,6 +219,12 @@ _FAILURES = {
 
 
 # Compiled, because without jit an operation writes an array as large as the leaf.
+
+
+def _check_has_values(leaf: _tree.Leaf) -> None:
+    """Refuses shapes, of which nothing can be counted."""
+    if isinstance(leaf.value, jax.ShapeDtypeStruct):
+        raise ValueError(f"{leaf.name!r} has a shape but no values; give arrays.")
 
 
 @jax.jit

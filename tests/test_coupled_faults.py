@@ -60,6 +60,8 @@ def test_parameters_of_another_tree_or_shape_are_refused():
     structure = gp.CoupledChannels(dense_groups())
     with pytest.raises(ValueError, match=r"'params/w1'.*Call channel_groups"):
         gp.prune({"params": dense_params()}, 0.5, structure=structure)
+    with pytest.raises(ValueError, match="where='zz'.*its where selects none"):
+        gp.prune(dense_params(), 0.5, structure=structure, where="zz")
     with pytest.raises(ValueError, match=r"'b1' has shape \(7,\)"):
         gp.prune(dense_params(widths=(4, 7, 10, 3)), 0.5, structure=structure)
     with pytest.raises(ValueError, match="sensitivity prunes each alone"):

@@ -6,6 +6,8 @@ import itertools
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 import types
 from collections.abc import Callable
 
@@ -81,6 +83,14 @@ def test_every_public_name_has_a_docstring_that_explains_its_arguments(public):
     [docstring] = filter(None, (written(file.read_text()).get(name) for file in files))
     explained = re.findall(r"^ +\**(\w+): ", inspect.cleandoc(docstring), re.MULTILINE)
     assert set(fields(value)) <= set(explained)
+
+
+def test_public_modules_are_there_after_one_import():
+    program = "import gradprune_jax as gp; print(gp.report.tabulate, gp.export, gp.a)"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "module 'gradprune_jax' has no attribute 'a'" in ran.stderr, ran.stderr
 
 
 def test_a_docstring_that_python_makes_up_is_none():

@@ -33,6 +33,10 @@ class TestSparsity:
             "total": 0.5,
         }
 
+    def test_refuses_shapes_by_name(self):
+        with pytest.raises(ValueError, match="'a/kernel' has a shape but no values"):
+            gp.sparsity({"a": {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}})
+
     def test_counts_zeros_of_both_signs_and_no_integers_or_keys(self):
         tree = {
             "w": jnp.array([0.0, -0.0, jnp.nan, 1.0]),

@@ -75,6 +75,15 @@ def test_plan_refuses_a_window_that_does_not_end_within_training():
         gp.plan(SCHEDULE, PARAMS, total_steps=10)
     with pytest.raises(ValueError, match="total_steps is 0"):
         gp.plan(SCHEDULE, PARAMS, total_steps=0)
+    with pytest.raises(ValueError, match="total_steps is '10'"):
+        gp.plan(SCHEDULE, PARAMS, total_steps="10")
+    with pytest.raises(ValueError, match="total_steps is traced"):
+        jax.jit(lambda n: gp.plan(SCHEDULE, PARAMS, total_steps=n).mask_bytes)(11)
+
+
+def test_plan_refuses_parameters_without_leaves():
+    with pytest.raises(ValueError, match=r"no leaves, so rule 0 \(where=is_weight\)"):
+        gp.plan(SCHEDULE, {})
 
 
 def test_plan_refuses_traced_schedules():

@@ -177,6 +177,24 @@ def test_wrong_scores_are_refused():
         gp.gradual_prune([gp.Rule(SCHEDULE)], score=gp.Random(0))
 
 
+def test_numbers_of_numpy_and_jax_are_taken_as_pythons():
+    """A score is a static argument, which JAX's arrays cannot be."""
+    params, gradients = make_tree(0), make_tree(1)
+    assert gp.Random(jnp.int32(3)) == gp.Random(np.int64(3)) == gp.Random(3)
+    assert gp.Fisher(jnp.float32(0.5)) == gp.Fisher(np.float64(0.5)) == gp.Fisher(0.5)
+    tx = gp.with_gradual_prune(
+        optax.sgd(0.1), SCHEDULE, score=gp.Fisher(jnp.float32(0.5))
+    )
+    jax.jit(tx.update)(gradients, tx.init(params), params)
+    gp.prune(params, 0.5, score=gp.Random(jnp.int32(3)))
+
+
+@pytest.mark.parametrize(("name", "make"), [("seed", gp.Random), ("decay", gp.Fisher)])
+def test_traced_numbers_are_refused(name, make):
+    with pytest.raises(ValueError, match=f"{name} is traced.*static_args='{name}'"):
+        jax.jit(lambda number: make(number).scores)(0)
+
+
 def test_a_state_of_other_scores_is_refused():
     params, gradients = make_tree(0), make_tree(1)
     tx = gp.with_gradual_prune(optax.sgd(0.1), SCHEDULE, score=gp.Movement())

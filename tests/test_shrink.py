@@ -163,6 +163,8 @@ def test_errors_name_the_parameter():
     )
     with pytest.raises(ValueError, match="parameter 'a' is traced"):
         jax.jit(lambda p: gp.shrink(chain, p, x).params)(params)
+    with pytest.raises(ValueError, match="parameter 'a' has a shape but no values"):
+        gp.shrink(chain, jax.eval_shape(lambda: params), x)
     params["a"] = params["a"].at[:, 0].set(0)
     shrunk = gp.shrink(chain, params, x)
     with pytest.raises(ValueError, match=r"'a' has the shape \(3, 4\); .* \(3, 3\)"):

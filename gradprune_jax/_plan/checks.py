@@ -7,12 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradprune_jax import _tree
-from gradprune_jax._checks import is_traced
+from gradprune_jax._checks import check_integer, is_traced
 from gradprune_jax._mask_update import LARGEST_LEAF, Slice
 from gradprune_jax._plan.leaf import LeafPlan
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import SparsitySchedule, is_concrete
 from gradprune_jax._structures import NM
+
+
+def check_not_empty(rules: Sequence[Rule], leaves: Sequence[_tree.Leaf]) -> None:
+    """Refuses parameters without leaves, of which no rule matches one."""
+    if not leaves:
+        raise ValueError(
+            f"the parameters have no leaves, so rule 0 ({rules[0]}) matches none."
+        )
 
 
 def check_shape(leaf: _tree.Leaf) -> None:
@@ -43,8 +51,10 @@ def check_schedule(
         raise ValueError(
             f"the schedule of rule {position} has traced fields; plan needs numbers."
         )
-    if total_steps is not None and total_steps < 1:
-        raise ValueError(f"total_steps is {total_steps}; it must be at least 1.")
+    if is_traced(total_steps):
+        raise ValueError("total_steps is traced; plan needs a number.")
+    if total_steps is not None:
+        check_integer("total_steps", total_steps, minimum=1)
     if total_steps is not None and schedule.end_step >= total_steps:
         raise ValueError(
             f"the schedule of rule {position} has end_step={schedule.end_step}, but "

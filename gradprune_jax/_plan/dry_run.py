@@ -18,6 +18,7 @@ from gradprune_jax._mask_update import (
 )
 from gradprune_jax._plan.checks import (
     check_floors,
+    check_not_empty,
     check_schedule,
     check_shape,
     check_size,
@@ -122,6 +123,7 @@ def plan(
         check_schedule(position, rule.schedule, total_steps)
         check_floors(position, rule)
     named = _tree.named_leaves(params)
+    check_not_empty(rules, named)
     for named_leaf in named:
         check_shape(named_leaf)
     if budget is not None:

@@ -106,6 +106,11 @@ def shrink(
                 f"parameter {leaf.name!r} is traced, so it is not known where it "
                 "is zero; call shrink outside jit."
             )
+        if isinstance(leaf.value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"parameter {leaf.name!r} has a shape but no values, so it is not "
+                "known where it is zero; give arrays."
+            )
     traced = trace(fn, params, inputs)
     values = [leaf.value for leaf in leaves]
     patterns = [*map(nonzero, values)]

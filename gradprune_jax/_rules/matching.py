@@ -198,9 +198,16 @@ def _unmatched(position: int, rule: Rule, leaves: Sequence[_tree.Leaf]) -> str:
         )
     names = [leaf.name for leaf in leaves]
     if isinstance(rule.structure, CoupledChannels):
+        members = list(rule.structure.shapes)
+        if rule.where is not None and set(members) & set(names):
+            return (
+                f"rule {position} ({rule}) matches no parameter. Its groups have "
+                f"{some_of(members)}, of which its where selects none; leave where "
+                "out to prune all of them."
+            )
         return (
             f"rule {position} ({rule}) matches no parameter. Its groups have "
-            f"{some_of(list(rule.structure.shapes))}, the parameters are "
+            f"{some_of(members)}, the parameters are "
             f"{some_of(names)}. Call channel_groups(fn, params, *inputs) with the tree "
             "of parameters that is pruned, and let fn close over all others."
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from gradprune_jax._checks import check_fraction, check_integer, is_traced
+from gradprune_jax._checks import check_fraction, check_integer, check_known
 from gradprune_jax._scores.base import Array, Score, ScoredLeaf, score_dtype
 from gradprune_jax._scores.random_numbers import uniform
 
@@ -54,9 +54,8 @@ class Random(Score):
     needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed, minimum=0)
-        if is_traced(self.seed):
-            raise ValueError("seed is traced; it must be a number.")
+        seed = check_known("seed", check_integer("seed", self.seed, minimum=0))
+        object.__setattr__(self, "seed", seed)
 
     def scores(self, leaf: ScoredLeaf) -> Array:
         """Uniform numbers in [0, 1), float32."""
@@ -123,8 +122,10 @@ class Fisher(Score):
     accumulates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not check_fraction("decay", self.decay) < 1:
+        decay = check_known("decay", check_fraction("decay", self.decay))
+        if not decay < 1:
             raise ValueError(f"decay is {self.decay!r}; it must be below 1.")
+        object.__setattr__(self, "decay", decay)
 
     def accumulate(self, state: Array, weight: Array, gradient: Array) -> Array:
         """The running mean of the squared gradient."""

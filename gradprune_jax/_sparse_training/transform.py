@@ -12,6 +12,7 @@ import optax
 from gradprune_jax import _tree
 from gradprune_jax._checks import (
     check_fraction,
+    check_known,
     check_sparsity,
     check_window,
     is_traced,
@@ -130,13 +131,14 @@ def with_sparse_training(
             f"allocation is {allocation!r}; it must be 'erk' or 'uniform'."
         )
     inner = optax.with_extra_args_support(inner)
+    score = Random(seed)
     rule = Rule(
         one_shot_schedule(check_sparsity("sparsity", sparsity), 0),
         where=where,
         allocation=allocation,
-        score=Random(seed),
+        score=score,
     )
-    regrowth = _regrowth(grow, begin_step, end_step, every, drop_fraction, seed)
+    regrowth = _regrowth(grow, begin_step, end_step, every, drop_fraction, score.seed)
 
     def init_fn(params: optax.Params) -> SparseTrainingState:
         masks = _random_masks(rule, params, partition_specs)
@@ -195,8 +197,7 @@ def _regrowth(
         "drop_fraction": drop_fraction,
     }
     for name, value in numbers.items():
-        if is_traced(value):
-            raise ValueError(f"{name} is traced; sparse training needs a number.")
+        check_known(name, value)
     begin_step, end_step, every = check_window(begin_step, end_step, every)
     if end_step == begin_step:
         raise ValueError(
