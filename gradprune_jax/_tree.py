@@ -8,7 +8,7 @@ so it adds nothing to a path: `Dense_0/kernel` is the same parameter boxed or pl
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,12 @@ from flax.core import meta
 from jax import tree_util
 from jax.tree_util import keystr
 
+from gradprune_jax._checks import is_traced
+
 Path = tuple[str, ...]
 
+# What is an array to JAX, and has no dtype.
+_NUMBERS = bool | int | float | complex
 _BOXES = (nnx.Variable, meta.AxisMetadata)
 
 
@@ -34,6 +38,36 @@ class Leaf(NamedTuple):
     path: Path
     name: str
     value: Any
+
+
+def check_arrays(leaves: Iterable[Leaf]) -> None:
+    """Refuses parameters that no function of arrays takes."""
+    for leaf in leaves:
+        if not hasattr(leaf.value, "dtype") and not isinstance(leaf.value, _NUMBERS):
+            raise ValueError(
+                f"parameter {leaf.name!r} is {leaf.value!r}, no array; let the "
+                "function close over what is none, as by equinox.partition(model, "
+                "equinox.is_array)."
+            )
+
+
+def check_values(leaves: Iterable[Leaf], name: str) -> None:
+    """Refuses parameters whose values are not known.
+
+    Args:
+      leaves: the parameters.
+      name: of the function that needs them.
+    """
+    for leaf in leaves:
+        if is_traced(leaf.value):
+            raise ValueError(
+                f"parameter {leaf.name!r} is traced; call {name} outside jit."
+            )
+        if isinstance(leaf.value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"parameter {leaf.name!r} is a shape without values; {name} needs the "
+                "parameters themselves."
+            )
 
 
 def is_box(node: Any) -> bool:

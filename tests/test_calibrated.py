@@ -94,6 +94,9 @@ def test_batches_of_several_inputs(perceptron):
     def of_two(params, x, y):
         return two_layers(params, x * y)
 
+    def of_any(params, *inputs):  # as flax's model.apply
+        return two_layers(params, inputs[0] * inputs[1])
+
     def of_pair(params, pair):
         return two_layers(params, pair[0] * pair[1])
 
@@ -101,7 +104,8 @@ def test_batches_of_several_inputs(perceptron):
         return two_layers(params, batch["x"] * batch["y"])
 
     tree = {"x": parts[0], "y": parts[1]}
-    for fn, batch in ((of_two, (*parts,)), (of_pair, (*parts,)), (of_tree, tree)):
+    several = [(fn, (*parts,)) for fn in (of_two, of_any, of_pair)]
+    for fn, batch in (*several, (of_tree, tree)):
         _, masks = gp.prune_calibrated(fn, params, [batch], 0.5)
         jax.tree.map(np.testing.assert_array_equal, masks, wanted)
 

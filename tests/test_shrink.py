@@ -163,7 +163,10 @@ def test_errors_name_the_parameter():
     )
     with pytest.raises(ValueError, match="parameter 'a' is traced"):
         jax.jit(lambda p: gp.shrink(chain, p, x).params)(params)
-    with pytest.raises(ValueError, match="parameter 'a' has a shape but no values"):
+    for call in (gp.shrink, gp.channel_groups):
+        with pytest.raises(ValueError, match="'c' is .*len.*, no array.*partition"):
+            call(chain, params | {"c": len}, x)
+    with pytest.raises(ValueError, match="parameter 'a' is a shape without values"):
         gp.shrink(chain, jax.eval_shape(lambda: params), x)
     params["a"] = params["a"].at[:, 0].set(0)
     shrunk = gp.shrink(chain, params, x)
@@ -284,6 +287,22 @@ def test_a_batch_size_that_is_not_known():
     assert_same(fn, smaller, shrunk, x)
     known = gp.shrink(fn, smaller, x)
     assert shrunk.sizes == known.sizes
+
+
+@pytest.mark.parametrize("pool", [nn.max_pool, nn.avg_pool])
+def test_image_sizes_that_are_not_known(pool):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = pool(nn.Conv(8, (3, 3))(x), (2, 2), (2, 2), "SAME")
+            return nn.Dense(3)(x.mean((1, 2)))
+
+    model, image = Model(), dense(0, 2, 8, 8, 1)
+    params = model.init(KEY, image)
+    sizes = export.symbolic_shape("b, h, w, 1", constraints=("h >= 4", "w >= 4"))
+    images = jax.ShapeDtypeStruct(sizes, jnp.float32)
+    groups = gp.channel_groups(model.apply, params, images)
+    assert [group.size for group in groups.free] == [8]
 
 
 def test_a_rule_for_a_primitive_of_ones_own():

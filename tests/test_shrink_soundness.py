@@ -43,6 +43,43 @@ def loops_of_their_own(params, x):
     return jax.vmap(halved)(x) @ params["v"]
 
 
+def turns_of_each_channel(params, x):
+    """No sum reads the channels' numbers of turns, which must be cut as they are."""
+
+    def grown(channel, turns):
+        return lax.while_loop(
+            lambda carried: carried[0] < turns,
+            lambda carried: (carried[0] + 1, carried[1] * 1.5),
+            (0, channel),
+        )[1]
+
+    hidden = jax.vmap(grown)((x @ params["w"])[0], jnp.arange(5))
+    return hidden @ params["v"]
+
+
+def turns_that_are_not_read(params, x):
+    def grown(row):
+        return lax.while_loop(
+            lambda carried: jnp.abs(carried[1]).sum() < 50,
+            lambda carried: (carried[0] + 1, carried[1] * 1.5),
+            (0, row),
+        )[1]
+
+    return jax.vmap(grown)(x @ params["w"]) @ params["v"]
+
+
+def a_chain_of_pairs(params, x):
+    """Index (i, j) of one square is that of another, and so are i, j and k."""
+    a, b, c = (x @ params[name] for name in "abc")
+
+    def corner(one, other):
+        return jnp.einsum("bi,bj->bij", one, other).reshape(-1, 9)[:, ::4]
+
+    # The units of c have larger numbers than those of b.
+    joined = corner(a, c) + corner(c, b)
+    return joined @ params["v"], jnp.tanh(b) @ params["z"]
+
+
 def one_over_nothing(params, x):
     """Infinite if the hidden units that are not read are left out."""
     return x + (1 / (jax.nn.relu(x @ params["w"]) @ params["u"])) @ params["v"]
@@ -73,6 +110,19 @@ CASES = {
     "a reference": (through_ref, HIDDEN, X),
     "a mesh of its own": (through_shard_map, HIDDEN, X),
     "loops under vmap": (loops_of_their_own, HIDDEN, X),
+    "turns of each channel under vmap": (turns_of_each_channel, HIDDEN, X),
+    "turns that are not read": (turns_that_are_not_read, HIDDEN, X),
+    "a chain of pairs": (
+        a_chain_of_pairs,
+        {name: jnp.ones((4, 3)) for name in "abc"}
+        | {"v": jnp.ones((3, 2)).at[1].set(0), "z": jnp.ones((3, 2))},
+        X,
+    ),
+    "a variance, whose program has a NaN": (
+        lambda p, x: (x @ p["w"]) / (x @ p["w"]).var(-1, keepdims=True) @ p["v"],
+        HIDDEN,
+        X,
+    ),
     "a dead branch": (
         one_over_nothing,
         {
@@ -139,7 +189,8 @@ def test_outputs_stay_the_same(name):
     fn, params, x = CASES[name]
     if name == "a reference" and not hasattr(jax, "new_ref"):
         pytest.skip("this JAX has no references")
-    shrunk = gp.shrink(fn, params, x)
+    with jax.debug_nans(True):  # what is found out about NaN is no fault of the model
+        shrunk = gp.shrink(fn, params, x)
     assert_same(fn, params, shrunk, x)
 
 

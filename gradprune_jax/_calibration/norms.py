@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gradprune_jax._calibration.walk import Walk, as_batches, check_arrays
+from gradprune_jax._calibration.walk import Walk, as_batches
 from gradprune_jax._calibration.wanda import Wanda
 from gradprune_jax._calibration.weights import Weights
 from gradprune_jax._rules import Rule, Where, selected_leaves
 from gradprune_jax._schedules import one_shot_schedule
-from gradprune_jax._tree import named_leaves
+from gradprune_jax._tree import check_arrays, check_values, named_leaves
 
 
 def input_norms(
@@ -61,7 +61,8 @@ def input_norms(
     """
     rule = Rule(one_shot_schedule(0.0, 0), where=where)
     leaves = named_leaves(params)
-    check_arrays(leaves, "input_norms")
+    check_arrays(leaves)
+    check_values(leaves, "input_norms")
     own = selected_leaves(rule, params)
     weights = Weights({i: jnp.asarray(leaves[i].value) for i in own})
     names = {i: leaves[i].name for i in own}

@@ -12,12 +12,12 @@ import optax
 
 from gradprune_jax._calibration.method import CalibratedMethod, Target
 from gradprune_jax._calibration.targets import axes_of, rules_of, targets_of
-from gradprune_jax._calibration.walk import Walk, as_batches, check_arrays
+from gradprune_jax._calibration.walk import Walk, as_batches
 from gradprune_jax._calibration.wanda import Wanda
 from gradprune_jax._calibration.weights import Weights
 from gradprune_jax._rules import ScheduleOrRules, Where
 from gradprune_jax._structures import Structure
-from gradprune_jax._tree import named_leaves
+from gradprune_jax._tree import check_arrays, check_values, named_leaves
 
 
 def prune_calibrated(
@@ -88,7 +88,8 @@ def prune_calibrated(
     """
     method = _check_method(method)
     leaves = named_leaves(params)
-    check_arrays(leaves, "prune_calibrated")
+    check_arrays(leaves)
+    check_values(leaves, "prune_calibrated")
     given = as_batches(batches, "prune_calibrated")
     rules = rules_of(schedule_or_rules_or_sparsity, where=where, structure=structure)
     targets = targets_of(rules, leaves)

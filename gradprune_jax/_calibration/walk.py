@@ -18,7 +18,6 @@ from gradprune_jax._calibration.weights import Weights
 from gradprune_jax._checks import is_traced
 from gradprune_jax._program import Trace, trace
 from gradprune_jax._tables import track
-from gradprune_jax._tree import Leaf
 
 
 class Visit(NamedTuple):
@@ -146,25 +145,6 @@ def as_batches(batches: Iterable[Any], name: str) -> list[Any]:
     return [jax.tree.map(jnp.asarray, batch) for batch in found]
 
 
-def check_arrays(leaves: Sequence[Leaf], name: str) -> None:
-    """Refuses parameters that are no arrays, or whose values are not known yet."""
-    for leaf in leaves:
-        if not hasattr(leaf.value, "dtype"):
-            raise ValueError(
-                f"parameter {leaf.name!r} is {leaf.value!r}, no array; let fn close "
-                "over what is none, as by equinox.partition(model, equinox.is_array)."
-            )
-        if is_traced(leaf.value):
-            raise ValueError(
-                f"parameter {leaf.name!r} is traced; call {name} outside jit."
-            )
-        if isinstance(leaf.value, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"parameter {leaf.name!r} is a shape without values; {name} needs the "
-                "parameters themselves."
-            )
-
-
 def _takes_several(fn: Callable[..., Any], batch: Any) -> bool:
     """Whether a tuple is several inputs of a function, which can't take it as one."""
     if not isinstance(batch, tuple):
@@ -173,6 +153,9 @@ def _takes_several(fn: Callable[..., Any], batch: Any) -> bool:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # some functions of C have none
         return False
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:  # fn(params, *inputs)
+        return type(batch) is tuple
     try:
         signature.bind(None, batch)
     except TypeError:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradprune_jax._checks import is_traced
+from gradprune_jax._layouts import replicated
 from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.units import Axis
 from gradprune_jax._program.zeros import on_host
@@ -16,16 +19,31 @@ from gradprune_jax._program.zeros import on_host
 def take(value: Any, indices: Sequence[np.ndarray | None]) -> Any:
     """The chosen indices along every axis of an array; None chooses all.
 
-    On the host where the array is there, for JAX would compile each shape anew.
+    On the host where the array is there, for JAX would compile each shape anew. NumPy's
+    arrays stay such, and JAX's where they are laid out.
     """
     if all(own is None for own in indices):
         return value
     taken = on_host(value)
-    xp = np if isinstance(taken, np.ndarray) else jnp
+    is_here = isinstance(taken, np.ndarray)
+    taken = taken if is_here else replicated(taken)
     for axis, own in enumerate(indices):
         if own is not None:
-            taken = xp.take(taken, own, axis=axis)
-    return jnp.asarray(taken)
+            taken = (np if is_here else jnp).take(taken, own, axis=axis)
+    if is_traced(value) or not isinstance(value, jax.Array):
+        return taken
+    return _laid_out_like(value, taken)
+
+
+def _laid_out_like(whole: jax.Array, taken: Any) -> jax.Array:
+    """A part of an array on its devices, split as it is where the new shape can be."""
+    if not whole.committed:
+        return jnp.asarray(taken)
+    try:
+        whole.sharding.shard_shape(taken.shape)
+    except ValueError:
+        return jnp.asarray(taken)
+    return jax.device_put(taken, whole.sharding)
 
 
 class Cut:

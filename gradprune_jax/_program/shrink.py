@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradprune_jax._checks import is_traced
 from gradprune_jax._program.analysis import Analysis
 from gradprune_jax._program.cut import Cut
 from gradprune_jax._program.dead_code import Rules, analyse, find_cut
@@ -17,7 +16,7 @@ from gradprune_jax._program.shrunk import Shrunk
 from gradprune_jax._program.tracing import Trace, trace
 from gradprune_jax._program.walks import run
 from gradprune_jax._program.zeros import nonzero
-from gradprune_jax._tree import named_leaves
+from gradprune_jax._tree import check_arrays, check_values, named_leaves
 
 
 def channel_groups(
@@ -48,9 +47,11 @@ def channel_groups(
       >>> [(group.members, group.size) for group in groups.groups if not group.fixed]
       [((('w1', 1), ('w2', 0)), 3)]
     """
+    leaves = named_leaves(params)
+    check_arrays(leaves)
     traced = trace(fn, params, inputs)
     analysis = analyse(traced, rules)
-    groups = groups_of(analysis, traced, [leaf.name for leaf in named_leaves(params)])
+    groups = groups_of(analysis, traced, [leaf.name for leaf in leaves])
     found = tuple(group for group, _ in groups)
     return ChannelGroups(found, tuple(analysis.unknown.items()))
 
@@ -87,7 +88,8 @@ def shrink(
       rounding of shorter sums. Where there is nothing to cut they are bit for bit.
 
     Raises:
-      ValueError: if parameters are traced: whether they are zero must be known.
+      ValueError: if parameters are traced, or shapes without values: whether they are
+        zero must be known.
 
     Examples:
       >>> import jax.numpy as jnp, gradprune_jax as gp
@@ -100,17 +102,8 @@ def shrink(
       (2, 2) [[ True]]
     """
     leaves = named_leaves(params)
-    for leaf in leaves:
-        if is_traced(leaf.value):
-            raise ValueError(
-                f"parameter {leaf.name!r} is traced, so it is not known where it "
-                "is zero; call shrink outside jit."
-            )
-        if isinstance(leaf.value, jax.ShapeDtypeStruct):
-            raise ValueError(
-                f"parameter {leaf.name!r} has a shape but no values, so it is not "
-                "known where it is zero; give arrays."
-            )
+    check_arrays(leaves)
+    check_values(leaves, "shrink")
     traced = trace(fn, params, inputs)
     values = [leaf.value for leaf in leaves]
     patterns = [*map(nonzero, values)]

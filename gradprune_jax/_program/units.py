@@ -167,8 +167,10 @@ class UnitTable:
         if len(one) > len(other):
             one, other = other, one
         if len(one) == len(other):
-            for a, b in zip(one, other, strict=True):
-                self._parent[max(a, b)] = min(a, b)
+            for pair in zip(one, other, strict=True):
+                # As they stand now: a pair before may have joined one of them.
+                lower, upper = sorted(self._roots(np.array(pair)).tolist())
+                self._parent[upper] = lower
         elif len(one) == 1 and one[0] not in other:
             self._pairs[one[0]] = tuple(other)
         else:

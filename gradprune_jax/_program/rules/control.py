@@ -104,7 +104,12 @@ class While(PrimitiveRule):
         find_axes(condition, [*of_condition, *start], analysis)
         find_axes(body, [*of_body, *start], analysis)
         outputs = [analysis.axes[output] for output in body.outputs]
-        return _joined(analysis, step, start, outputs)
+        joined = _joined(analysis, step, start, outputs)
+        # Under vmap each loop has a condition, which chooses what it carries.
+        for place, axis in enumerate(analysis.axes[condition.outputs[0]]):
+            for own in joined:
+                axis = analysis.join(axis, own[place], step)
+        return joined
 
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """What is zero before the first turn, and stays so."""
@@ -138,7 +143,6 @@ class While(PrimitiveRule):
             after = run(body, [*of_body, *carried], cut)
             if not cut.analysis.shape(condition.outputs[0]):
                 return after
-            # Under vmap each loop has a condition of its own.
             own = goes_on(carried)
             return [
                 jnp.where(jnp.expand_dims(own, range(own.ndim, new.ndim)), new, old)

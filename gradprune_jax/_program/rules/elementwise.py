@@ -93,8 +93,9 @@ class Elementwise(PrimitiveRule):
         """Whether the primitive is zero where its operands are, but for constants."""
         # Zeros of both signs, in every combination: some functions tell them apart.
         signs = itertools.product((0.0, -0.0), repeat=len(step.operands))
+        quiet = jax.debug_nans(False), jax.debug_infs(False)  # they are looked at here
         try:
-            with jax.ensure_compile_time_eval():
+            with jax.ensure_compile_time_eval(), quiet[0], quiet[1]:
                 scalars = [
                     jnp.asarray(
                         [analysis.scalars.get(operand, zero) for zero in zeros],

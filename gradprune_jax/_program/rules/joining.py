@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gradprune_jax._program.analysis import Analysis
-from gradprune_jax._program.rules.base import PrimitiveRule
+from gradprune_jax._program.cut import Cut
+from gradprune_jax._program.rules.base import PrimitiveRule, bind
 from gradprune_jax._program.tracing import Step
 from gradprune_jax._program.units import Axis
 from gradprune_jax._program.zeros import Zeros, known_size
@@ -195,3 +197,16 @@ class Identity(PrimitiveRule):
     def zeros(self, step: Step, analysis: Analysis) -> list[Zeros]:
         """The same."""
         return [analysis.zeros[operand] for operand in step.operands]
+
+
+class Placement(Identity):
+    """The operand, laid out over devices; one that was cut is laid out as it comes."""
+
+    def replay(
+        self, step: Step, operands: Sequence[jax.Array], cut: Cut
+    ) -> Sequence[jax.Array]:
+        """Lay out what has the old shape: a smaller one may not divide by the mesh."""
+        (operand,) = operands
+        if operand.shape == tuple(cut.analysis.shape(step.operands[0])):
+            return bind(step, operands)
+        return [operand]

@@ -160,7 +160,7 @@ class Window(PrimitiveRule):
             set(params.get("base_dilation") or (1,)) == {1}
             and set(params.get("window_dilation") or (1,)) == {1}
             and all(
-                max(map(int, padding)) < window
+                all(isinstance(n, int | np.integer) and n < window for n in padding)
                 for window, padding in zip(
                     params["window_dimensions"], params["padding"], strict=True
                 )
@@ -171,7 +171,8 @@ class Window(PrimitiveRule):
         params = step.params
         one = (1,) * len(params["window_dimensions"])
         return [
-            (window, stride, *map(int, padding), base, dilation) == (1, 1, 0, 0, 1, 1)
+            # A symbol, of which nothing is known, is not 0 either.
+            (window, stride, *padding, base, dilation) == (1, 1, 0, 0, 1, 1)
             for window, stride, padding, base, dilation in zip(
                 params["window_dimensions"],
                 params["window_strides"] or one,
