@@ -249,6 +249,9 @@ def test_allocated_sparsities_are_trained_to():
         gp.allocate_sparsity(measured, params, 10)
     with pytest.raises(ValueError, match="have no 'a/kernel'"):
         gp.allocate_sparsity(measured, {"x": jnp.ones((2, 2))}, 10)
+    wider = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), params)
+    with pytest.raises(ValueError, match="'a/kernel' has .* weights, and had"):
+        gp.allocate_sparsity(measured, wider, 10_000)
     with pytest.raises(ValueError, match="is a function"):
         allocated.rules(gp.custom_schedule(lambda s: 0.5, 0, 9, 3))
 
@@ -264,7 +267,8 @@ def test_losses_that_are_nan_are_never_chosen():
     least = int(measured.kept[0, 1])
     allocated = gp.allocate_sparsity(measured, params, least)
     assert allocated.kept == (least, 0, 0)
-    with pytest.raises(ValueError, match="measure higher ones"):
+    losses[0] = np.nan
+    with pytest.raises(ValueError, match="measure higher.* No loss is finite with '"):
         gp.allocate_sparsity(measured, params, least - 1)
 
 

@@ -17,6 +17,7 @@ from tests.calibration import (
     wanda,
     weights_like,
 )
+from tests.helpers import enable_x64
 
 
 def linear(params, x):
@@ -36,6 +37,15 @@ def test_as_many_zeros_as_prune_makes(method, sparsity):
     if isinstance(method, gp.Wanda):
         assert len(set(mask.sum(0))) == 1
     np.testing.assert_array_equal(np.asarray(pruned["kernel"])[~mask], 0)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_weights_of_64_bits_under_strict_promotion(method):
+    with enable_x64(), jax.numpy_dtype_promotion("strict"):
+        params = {"kernel": jnp.asarray(weights_like(0, 16, 4), jnp.float64)}
+        x = jnp.asarray(inputs_like(1, 32, 16), jnp.float64)
+        pruned, _ = gp.prune_calibrated(linear, params, [x], 0.5, method=method)
+    assert pruned["kernel"].dtype == jnp.float64
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16, 1000])

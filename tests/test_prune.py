@@ -11,6 +11,7 @@ from flax import nnx
 
 import gradprune_jax as gp
 from gradprune_jax import report
+from tests.helpers import enable_x64
 
 STRUCTURES = [None, gp.Block((2, 2)), gp.Channel(), gp.NM(1, 4)]
 
@@ -187,6 +188,19 @@ def test_sensitivity_shows_its_progress(capsys):
     assert "sensitivity" in capsys.readouterr().out
 
 
+def test_sensitivity_in_64_bits():
+    """A small rise of a large loss is none in float32."""
+
+    def loss(params):
+        return 1e8 + jnp.sum(params["kernel"])
+
+    with enable_x64():
+        params = {"kernel": jnp.full((2, 2), -1 / 3)}
+        measured = gp.sensitivity(loss, params, [0.5])
+    assert measured.losses.dtype == np.float64
+    assert measured.losses[0, 0] - measured.baseline == pytest.approx(2 / 3)
+
+
 def test_sensitivity_of_nonsense_is_refused():
     params = make_params()
     for arguments, message in [
@@ -204,6 +218,13 @@ def test_sensitivity_of_nonsense_is_refused():
     for call in (lambda: gp.prune({}, 0.5), lambda: gp.sensitivity(sum, {}, [0.5])):
         with pytest.raises(ValueError, match="have no leaves"):
             call()
+    shapes = jax.eval_shape(lambda: params)
+    with pytest.raises(ValueError, match="is a shape without values; sensitivity"):
+        gp.sensitivity(loss_fn, shapes, [0.5])
+    with pytest.raises(ValueError, match="is traced; call sensitivity outside jit"):
+        jax.jit(lambda p: gp.sensitivity(loss_fn, p, [0.5]).losses)(params)
+    with pytest.raises(ValueError, match="'act' is .*len.*, no array"):
+        gp.sensitivity(loss_fn, params | {"act": len}, [0.5])
     with pytest.raises(ValueError, match="must return a scalar"):
         gp.sensitivity(lambda p: p["a"]["bias"], params, [0.5])
 

@@ -110,7 +110,7 @@ class SparseGPT(CalibratedMethod):
         narrow = weights.astype(jnp.float32)
         new, mask = _prune(narrow, factor, is_dead, kept, block, n_of_m)
         # What did not change keeps the digits of a wider dtype.
-        return jnp.where(new == narrow, weights, new), mask
+        return jnp.where(new == narrow, weights, new.astype(weights.dtype)), mask
 
     def _factor(self, gram: jax.Array, name: str) -> jax.Array:
         """The upper Cholesky factor of the inverse: [groups, inputs, inputs]."""

@@ -74,4 +74,5 @@ def _mask_in_groups(
 
 
 def _scores(weights: jax.Array, squares: jax.Array) -> jax.Array:
-    return jnp.abs(weights) * jnp.sqrt(squares)[:, None, :]
+    norms = jnp.sqrt(squares).astype(weights.dtype)
+    return jnp.abs(weights) * norms[:, None, :]

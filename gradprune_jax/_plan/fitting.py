@@ -47,11 +47,12 @@ def fitted(rules: Rules, budget: Budget, planned: Callable[[Rules], Plan]) -> Ru
     def cost_at(sparsity: float) -> int:
         cost = cost_of(planned(at(sparsity)), budget)
         if cost is None:
+            other = "" if budget.nbytes is None else "a budget of non-zeros, or "
             raise ValueError(
                 "what a rule keeps of each parameter is known only from the weights "
                 "(global allocation, or blocks of several sizes), so its sparsity "
-                f"cannot be planned for a budget of {budget}. Give a budget of "
-                "non-zeros, or prune(params, budget=...), which reads the weights."
+                f"cannot be planned for a budget of {budget}. Give {other}"
+                "prune(params, budget=...), which reads the weights."
             )
         return cost
 

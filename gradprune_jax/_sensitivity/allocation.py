@@ -18,7 +18,7 @@ from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import SparsitySchedule
 from gradprune_jax._sensitivity.greedy import Choice, choose
 from gradprune_jax._sensitivity.losses import Sensitivity, gradients_of, pruned_to
-from gradprune_jax._tables import text_table
+from gradprune_jax._tables import some_of, text_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +152,13 @@ def allocate_sparsity(
         raise ValueError(
             f"params have no {unknown[0]!r}, which was measured; give the same ones."
         )
+    for path, size in zip(measured.paths, measured.sizes or (), strict=False):
+        found = math.prod(np.shape(leaves[path].value))
+        if found != size:
+            raise ValueError(
+                f"{path!r} has {found:,} weights, and had {size:,} when it was "
+                "measured; give the same parameters."
+            )
     dense = sum(
         _cost(budget, leaf.value, math.prod(np.shape(leaf.value)))
         for name, leaf in leaves.items()
@@ -163,9 +170,15 @@ def allocate_sparsity(
     ]
     least = dense + sum(min(each.cost for each in layer) for layer in layers)
     if least > budget.most:
+        lost = [
+            path
+            for path, losses in zip(measured.paths, measured.losses, strict=True)
+            if not np.isfinite(losses).any()
+        ]
         raise ValueError(
             f"budget is {budget}, but at the highest sparsities that were measured the "
             f"model still has {least:,}; measure higher ones, or raise the budget."
+            + (f" No loss is finite with {some_of(lost)} pruned." if lost else "")
         )
     chosen = choose(layers, budget.most - dense)
     sparsities = tuple(each.sparsity for each in chosen)

@@ -28,10 +28,11 @@ class Sensitivity:
     Attributes:
       paths: the parameters, one after the other.
       sparsities: to which each was pruned.
-      losses: float32 (parameters, sparsities).
+      losses: float32 (parameters, sparsities), float64 where the loss is.
       baseline: the loss of the parameters as they are.
       kept: int64 (parameters, sparsities), the weights that each keeps.
       rule: what pruned them, but for its schedule and its `where`.
+      sizes: the weights of each parameter.
     """
 
     paths: tuple[str, ...]
@@ -40,6 +41,7 @@ class Sensitivity:
     baseline: float
     kept: np.ndarray | None = None
     rule: Rule | None = None
+    sizes: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         header = ["path", *(f"{100 * s:.4g} %" for s in self.sparsities)]
@@ -119,6 +121,8 @@ def sensitivity(
         score=score,
     )
     named = _tree.named_leaves(params)
+    _tree.check_arrays(named)
+    _tree.check_values(named, "sensitivity")
     own = selected_leaves(rule, params)
     rule = dataclasses.replace(rule, where=None)  # one program for all choices
     leaves: list[Any]
@@ -138,10 +142,11 @@ def sensitivity(
     return Sensitivity(
         paths=tuple(named[i].name for i in own),
         sparsities=tuple(values),
-        losses=np.array(rows, np.float32),
+        losses=np.array(rows),
         baseline=float(jax.jit(loss_fn)(params)),
         kept=np.array(counts, np.int64),
         rule=rule,
+        sizes=tuple(np.size(named[i].value) for i in own),
     )
 
 
@@ -200,10 +205,10 @@ def _pruned_to(
 
 def _as_row(losses: jax.Array, sparsities: int) -> np.ndarray:
     """The losses as numbers, refused if the function gave no scalar."""
-    row = np.asarray(losses, np.float32)
+    row = np.asarray(losses)
     if row.shape != (sparsities,):
         raise ValueError(
             f"loss_fn returned an array of shape {row.shape[1:]}; it must return a "
             "scalar."
         )
-    return row
+    return row if row.dtype == np.float64 else row.astype(np.float32)
