@@ -110,6 +110,34 @@ def test_a_replicated_leaf_does_not_take_the_layout_of_another():
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [{}, dict(min_per_channel=3), dict(structure=gp.Channel()), dict(stack_axis=0)],
+)
+def test_a_mesh_of_one_device_inside_shard_map(fields):
+    """Small leaves are whole there, but vary along the axis that splits them."""
+    mesh = jax.make_mesh(
+        (1,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+    )
+    params = {"a": weights((8, 16)), "b": weights((16, 8)), "c": weights((4, 4))}
+    specs = {"a": P(None, "x"), "b": P("x"), "c": P()}
+    plain = gp.gradual_prune(HALF, where=".*", **fields)
+    _, expected = plain.update(params, plain.init(params), params)
+    local = gp.gradual_prune(HALF, where=".*", **fields, partition_specs=specs)
+    state_specs = gp.GradualPruneState(P(), specs)
+    update = jax.shard_map(
+        local.update,
+        mesh=mesh,
+        in_specs=(specs, state_specs, specs),
+        out_specs=(specs, state_specs),
+    )
+    _, state = jax.block_until_ready(
+        jax.jit(update)(params, plain.init(params), params)
+    )
+    for name, mask in expected.masks.items():
+        np.testing.assert_array_equal(state.masks[name], mask)
+
+
+@pytest.mark.parametrize(
     ("spec", "fields"),
     [
         (P("x"), dict(min_per_channel=3)),

@@ -108,8 +108,12 @@ class Units:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the leaf is known to be whole on a device."""
-        return most_devices(self.data[0]) == 1
+        """Whether the leaf is known to be whole on a device.
+
+        One that a mesh axis of one device splits is so too, but its type says that it
+        varies along that axis, until its counts are summed.
+        """
+        return not self.shard.split_axes and most_devices(self.data[0]) == 1
 
     @functools.partial(jax.jit, static_argnames="in_runs")
     def count_reaching(
