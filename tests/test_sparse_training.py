@@ -102,6 +102,64 @@ def test_the_state_of_weights_that_move_begins_anew(name):
                 assert not leaf[pruned].any()
 
 
+def test_parameters_in_a_tuple_as_long_as_the_chain():
+    """A chain's state is a tuple too, and is told from the parameters' by its parts."""
+    inner = optax.chain(optax.trace(0.9), optax.sgd(0.1))
+    tx = gp.with_sparse_training(inner, 0.5, **WINDOW)
+    params = tuple({"kernel": make_tree(seed)["first"]["kernel"]} for seed in range(2))
+    state = tx.init(params)
+    before = gp.get_masks(state)
+    updates, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+    traces = jax.tree.leaves(state.inner_state)
+    assert len(traces) == 2
+    for trace, old, new in zip(
+        traces,
+        jax.tree.leaves(before),
+        jax.tree.leaves(gp.get_masks(state)),
+        strict=True,
+    ):
+        changed = np.asarray(old ^ new)
+        assert changed.any()
+        assert not np.asarray(trace)[changed].any()
+        assert np.asarray(trace)[~changed & np.asarray(new)].all()
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        optax.lbfgs(),
+        optax.chain(
+            optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10, store_grad=True)
+        ),
+    ],
+    ids=["lbfgs", "backtracking"],
+)
+def test_line_searches(inner):
+    def loss(params):
+        return sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(params))
+
+    tx = gp.with_sparse_training(inner, 0.5, **WINDOW)
+    params = make_tree(0)
+    state = tx.init(params)
+    value_and_grad = optax.value_and_grad_from_state(loss)
+
+    @jax.jit
+    def step(params, state):
+        value, grad = value_and_grad(params, state=state)
+        updates, state = tx.update(
+            grad, state, params, value=value, grad=grad, value_fn=loss
+        )
+        return optax.apply_updates(params, updates), state
+
+    losses = []
+    for _ in range(8):
+        params, state = step(params, state)
+        gp.check_pruned(params, state)
+        losses.append(float(loss(params)))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
 def test_a_step_is_traced_once_and_eager_steps_agree():
     traces = []
 

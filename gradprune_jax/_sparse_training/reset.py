@@ -6,26 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._state import is_dense
 
 
-def reset_where(
-    inner: optax.GradientTransformation,
-    inner_state: Any,
-    changed: Any,
-    is_due: jax.Array,
-) -> Any:
+def reset_where(inner_state: Any, changed: Any, is_due: jax.Array) -> Any:
     """Sets to zero what an optimizer holds for some weights.
 
     Where nothing is due the state is handed on, which costs nothing: to select at every
-    step would read and write it once more.
+    step would read and write it once more. The parts of the state that are trees like
+    the parameters' are told by their structure: to ask `init` for them, as
+    `optax.tree.map_params` does, is not possible where a line search is inside.
 
     Args:
-      inner: the optimizer.
-      inner_state: its state.
+      inner_state: the optimizer's state.
       changed: a tree like the parameters': bool of a leaf's shape, or a scalar False.
       is_due: whether anything may have changed.
 
@@ -34,28 +29,61 @@ def reset_where(
       or kept for several weights together, stays.
     """
 
-    def reset(state: Any) -> Any:
-        # In one piece: an optimizer may hold several arrays where a parameter is.
-        return optax.tree.map_params(
-            inner, _reset, state, changed, is_leaf=lambda _: True
-        )
+    def is_like_parameters(node: Any) -> bool:
+        pairs = _side_by_side(node, changed)
+        return pairs is not None and any(_are_alike(*pair) for pair in pairs)
 
-    return jax.lax.cond(is_due, reset, lambda state: state, inner_state)
+    def reset(node: Any) -> Any:
+        return _reset(node, changed) if is_like_parameters(node) else node
+
+    return jax.lax.cond(
+        is_due,
+        lambda state: jax.tree.map(reset, state, is_leaf=is_like_parameters),
+        lambda state: state,
+        inner_state,
+    )
+
+
+def _side_by_side(held: Any, changed: Any) -> list[tuple[Any, Any]] | None:
+    """What stands where the parameters are; None if a level above them differs.
+
+    An optimizer may hold several arrays where a parameter is, or a `MaskedNode` where
+    `optax.partition` gives it to another one.
+    """
+    if isinstance(changed, jax.Array) or is_dense(held):
+        return [(held, changed)]
+    level = _level(changed)
+    if _level(held) != level:
+        return None
+    pairs: list[tuple[Any, Any]] = []
+    for below in zip(
+        level.flatten_up_to(held), level.flatten_up_to(changed), strict=True
+    ):
+        found = _side_by_side(*below)
+        if found is None:
+            return None
+        pairs += found
+    return pairs
+
+
+def _are_alike(held: Any, changed: Any) -> bool:
+    """Whether an optimizer holds a number for each weight that may change."""
+    return isinstance(held, jax.Array) and changed.ndim and held.shape == changed.shape
 
 
 def _reset(held: Any, changed: Any) -> Any:
     """The state of one subtree of the parameters, level by level."""
     if isinstance(changed, jax.Array):
-        is_like_the_parameter = (
-            isinstance(held, jax.Array) and changed.ndim and held.shape == changed.shape
-        )
-        if not is_like_the_parameter:
+        if not _are_alike(held, changed):
             return held
         return where_laid_out(changed, jnp.zeros_like(held), held)
-    if is_dense(held):  # what optax.partition gives to another optimizer
+    if is_dense(held):
         return held
-    treedef: Any = jax.tree.structure(held, is_leaf=lambda node: node is not held)
-    below = zip(
-        treedef.flatten_up_to(held), treedef.flatten_up_to(changed), strict=True
-    )
-    return treedef.unflatten([_reset(*pair) for pair in below])
+    level = _level(held)
+    below = zip(level.flatten_up_to(held), level.flatten_up_to(changed), strict=True)
+    return level.unflatten([_reset(*pair) for pair in below])
+
+
+def _level(node: Any) -> Any:
+    """The structure of a node, its children taken for leaves."""
+    return jax.tree.structure(node, is_leaf=lambda below: below is not node)

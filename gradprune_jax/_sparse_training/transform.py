@@ -167,7 +167,7 @@ def with_sparse_training(
             gradients, moved = _with_new_masks(regrowth, step, gradients, tree, moved)
             tree, changed = _that_stay(tree, gradients, params)
             is_due = regrowth.schedule.is_update_step(step)
-            inner_state = reset_where(inner, inner_state, changed, is_due)
+            inner_state = reset_where(inner_state, changed, is_due)
             inner_state = forget_losses(inner_state, lambda: is_due)
         prune_state = GradualPruneState(count, gradients.masks())
         return tree.updates(), SparseTrainingState(inner_state, prune_state, moved)
