@@ -13,7 +13,7 @@ from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
 from gradprune_jax._masks import get_masks, prune_states
-from gradprune_jax._pairing import pair_with_masks
+from gradprune_jax._pairing import is_wide, pair_with_masks
 from gradprune_jax._state import SparseTrainingState, is_dense
 from gradprune_jax._top_k import Count, count_true, is_nonzero
 
@@ -48,7 +48,8 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
             _check_has_values(leaf)
             # A parameter may be called "total"; it must not replace the total.
             name = leaf.name if leaf.name != "total" else "['total']"
-            zeros[name] = _count_zeros(leaf.value)
+            is_live = leaf.value != 0 if is_wide(leaf.value) else leaf.value
+            zeros[name] = _count_zeros(is_live)
             sizes[name] = np.size(leaf.value)
     total = functools.reduce(_add, _together(list(zeros.values())), Count.of(0))
     fractions = {name: _fraction(zeros[name], sizes[name]) for name in zeros}
@@ -119,7 +120,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     scalars = {"count": jnp.max(jnp.stack(counts))} | {
         f"sparsity/{name}": fraction for name, fraction in fractions.items()
     }
-    moved = [state.moved for state in _sparse_training_states(opt_state)]
+    moved = [jnp.asarray(state.moved) for state in _sparse_training_states(opt_state)]
     if moved:
         scalars["moved"] = jnp.max(jnp.stack(_together(moved)))
     return scalars

@@ -10,10 +10,9 @@ import optax
 
 from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
-from gradprune_jax._pairing import merge_masks, pair_with_masks
+from gradprune_jax._pairing import merge_masks, nonzero, pair_with_masks
 from gradprune_jax._rules import Rule, Where, assign, selects
 from gradprune_jax._state import GradualPruneState, is_dense
-from gradprune_jax._top_k import is_nonzero
 from gradprune_jax._transform import forget_losses
 
 
@@ -166,7 +165,7 @@ def _mask_of(leaf: _tree.Leaf) -> jax.Array:
             f"{leaf.name!r} has dtype {leaf.value.dtype}, which is not a floating "
             "dtype and cannot be pruned; narrow where so that it does not match it."
         )
-    return is_nonzero(jnp.asarray(leaf.value))
+    return nonzero(leaf.value)
 
 
 def _is_floating(path: _tree.Path, leaf: jax.ShapeDtypeStruct) -> bool:

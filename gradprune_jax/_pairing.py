@@ -14,6 +14,7 @@ from gradprune_jax import _tree
 from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._state import check_fits, is_dense
+from gradprune_jax._top_k import is_nonzero
 
 
 def map_with_masks(fn: Callable[[Any, Any], Any], params: Any, masks: Any) -> Any:
@@ -204,6 +205,13 @@ def zeroed(leaf: Any, mask: Any) -> Any:
         return np.where(mask, leaf, np.zeros_like(leaf))
     weights = jnp.asarray(leaf)
     return where_laid_out(mask, weights, jnp.zeros_like(weights))
+
+
+def nonzero(leaf: Any) -> jax.Array:
+    """Where a leaf is not zero, or a mask is True; wide NumPy arrays in their dtype."""
+    if is_wide(leaf):
+        return jnp.asarray(leaf != 0)
+    return is_nonzero(jnp.asarray(leaf))
 
 
 def is_wide(leaf: Any) -> bool:

@@ -43,6 +43,9 @@ from tests.commands import invoke, save_checkpoint
         (["pack", "IN", "IN"], 2, "--force"),
         (["pack", "IN", "OUT", "--params", "model"], 1, "no arrays below 'model'"),
         (["pack", "BAD", "OUT"], 1, "no safetensors file"),
+        (["pack", "METADATA", "OUT"], 1, "'__metadata__' is a name of safetensors'"),
+        (["plan", "SHAPES", "--sparsity", "0.5", "--params", "a"], 2, "--params"),
+        (["plan", "SHAPES", "--sparsity", "0.5"], 1, "the dtype of 'a' is None"),
         (["unpack", "IN", "IN"], 2, "--force"),
         (["report", "BAD"], 1, "no safetensors file"),
         (["report", "IN", "--pattern", "2x4"], 2, "'2x4' is not like 2:4"),
@@ -74,9 +77,15 @@ def test_faults_end_with_a_status_and_no_file(tmp_path, arguments, status, messa
     safetensors.numpy.save_file(parts, tmp_path / "damaged")
     safetensors.numpy.save_file({"a": np.arange(3)}, tmp_path / "integers")
     np.savez(tmp_path / "wide.npz", a=np.eye(4), b=np.eye(4, dtype=np.complex128))
+    np.savez(tmp_path / "metadata.npz", __metadata__=np.eye(4))
+    (tmp_path / "shapes.json").write_text('{"a": {"shape": [4], "dtype": null}}')
     names = ("OUT", "BAD", "DAMAGED", "INTEGERS")
     places = {name: tmp_path / name.lower() for name in names}
     places |= {"IN": checkpoint, "WIDE": tmp_path / "wide.npz"}
+    places |= {
+        "METADATA": tmp_path / "metadata.npz",
+        "SHAPES": tmp_path / "shapes.json",
+    }
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     result = invoke(*(places.get(each, each) for each in arguments))
     assert result.exit_code == status, result.output

@@ -241,6 +241,15 @@ def test_axes_of_torch_are_those_of_torch(tmp_path):
     assert summary["parameters"][0]["dead_channels"] == 6
 
 
+def test_axes_of_torch_in_numpys_archives(tmp_path):
+    source, out = tmp_path / "torch.npz", tmp_path / "out"
+    weight = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    np.savez(source, **{"l.weight": weight})
+    succeed("prune", source, out, "--structure", "2:4", "--where", "l/weight")
+    stored = safetensors.numpy.load_file(out)["l.weight"]
+    assert ((stored != 0).reshape(12, 2, 4).sum(axis=2) == 2).all()
+
+
 def test_negative_zeros_are_said(tmp_path):
     file = tmp_path / "model"
     safetensors.numpy.save_file({"a": np.float32([[-0.0, 0, 1, 2]])}, file)

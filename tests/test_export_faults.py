@@ -43,6 +43,9 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
         ({"a": kernel}, dict(metadata={"gradprune_jax.x": ""}), "'gradprune_jax.x'"),
         ({"a": jax.random.key(0)}, {}, "'a' is PRNGKeyArray"),
         ({"a": "text"}, {}, "'a' is str"),
+        ({"__metadata__": kernel}, {}, "'__metadata__' is a name of safetensors' own"),
+        ({"a": kernel}, dict(metadata={"a": "\ud800"}), "a lone surrogate"),
+        (jax.eval_shape(lambda: {"a": kernel}), {}, "'a' is a shape without values"),
         ({"a": kernel, "a.shape": kernel[0, :2]}, {}, "'a.shape'"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -142,6 +142,12 @@ class TestSparsity:
             "sparsity/total": 0.5,
         }
 
+    def test_metrics_of_a_state_that_was_restored_as_numpy_arrays(self):
+        params = {"kernel": jnp.eye(8)}
+        tx = gp.with_sparse_training(optax.adam(1e-3), 0.5, end_step=9)
+        state = jax.tree.map(np.asarray, tx.init(params))
+        assert gp.metrics(state)["moved"] == 0
+
     def test_metrics_are_scalars_computable_under_jit(self):
         _, _, state = train_one_step()
         eager, jitted = gp.metrics(state), jax.jit(gp.metrics)(state)

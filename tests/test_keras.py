@@ -283,6 +283,11 @@ def test_refused():
     model.compile(optimizer=gpk.GradualPrune("adam", SCHEDULE), loss="mse")
     with pytest.raises(ValueError, match="not built yet"):
         gpk.get_masks(model)
+    unbuilt = keras.Sequential([layers.Dense(3)])
+    unbuilt.compile(optimizer=gpk.GradualPrune("adam", SCHEDULE), loss="mse")
+    with pytest.raises(ValueError, match="not built"):
+        gpk.set_masks(unbuilt, {})
+    unbuilt.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)  # as if nothing had been
     with pytest.raises(ValueError, match="write it in the rules"):
         gpk.GradualPrune("adam", [gp.Rule(SCHEDULE)], where=".*")
     accumulating = keras.optimizers.SGD(0.01, gradient_accumulation_steps=4)

@@ -184,6 +184,10 @@ def test_a_schedule_is_drawn_as_the_steps_that_it_is():
         jax.eval_shape(
             lambda end: report.plot_schedule(gp.polynomial_schedule(0.5, 0, end)), 9
         )
+    with pytest.raises(ValueError, match="traced schedule"):
+        jax.eval_shape(
+            lambda final: report.plot_schedule(gp.one_shot_schedule(final, 0)), 0.5
+        )
 
 
 def test_sparsities_are_bars_now_and_curves_over_time():
@@ -204,6 +208,34 @@ def test_sparsities_are_bars_now_and_curves_over_time():
     assert drawn == dict.fromkeys(["dense/kernel", "total"], ([1, 5], [50, 50]))
     with pytest.raises(ValueError, match="no metrics to draw"):
         report.plot_sparsity([])
+    for empty in ({}, {"steps": jnp.arange(3)}):
+        with pytest.raises(ValueError, match="no parameter to draw"):
+            report.plot_sparsity(empty)
+
+
+@pytest.mark.parametrize("draw", [report.plot_sparsity, report.plot_masks])
+def test_traced_values_have_no_picture(draw):
+    with pytest.raises(ValueError, match="traced; call plot_.* outside jit"):
+        jax.eval_shape(lambda params: (draw(params), params)[1], PARAMS)
+
+
+def test_names_with_an_underscore_are_in_the_legend():
+    """matplotlib leaves them out."""
+    scalars = {"sparsity/_orig/kernel": 0.5, "sparsity/total": 0.5, "count": 1}
+    for figure, wanted in [
+        (report.plot_sparsity([scalars]), ["_orig/kernel", "total"]),
+        (report.plot_tradeoff({"_x": [(1, 2)]}), ["_x"]),
+    ]:
+        texts = figure.axes[0].get_legend().get_texts()
+        assert [text.get_text().strip("\u200b") for text in texts] == wanted
+
+
+def test_float64_of_numpy_is_counted_as_it_is():
+    """JAX would narrow it: the smallest weight would be zero."""
+    params = {"kernel": np.array([[1e-300, 1.0], [0.0, 2.0]])}
+    assert gp.sparsity(params)["kernel"] == 0.25
+    assert gp.masks_from_params(params)["kernel"].sum() == 3
+    assert "3" in rows(report.tabulate(params))["kernel"]
 
 
 def test_of_many_curves_the_sparsest_have_names():

@@ -57,8 +57,19 @@ def test_patterns_are_packed_where_they_hold():
     assert report.gzip is None
     other = export.storage_report(pruned, pattern=gp.NM(1, 4), compress=False)
     assert other.leaves[0].nbytes["nm"] is None
-    with pytest.raises(ValueError, match="cannot run under jit"):
-        jax.eval_shape(lambda p: (export.storage_report(p), p)[1], pruned)
+    with pytest.raises(ValueError, match="pattern is \\(2, 4\\); it must be NM"):
+        export.storage_report(pruned, pattern=(2, 4))
+
+
+@pytest.mark.parametrize(
+    "read", [export.storage_report, export.to_bcoo, export.to_bcsr]
+)
+def test_values_that_are_not_known_are_refused(read):
+    params = {"kernel": np.eye(4)}
+    with pytest.raises(ValueError, match="'kernel' is a shape without values"):
+        read(jax.eval_shape(lambda: params))
+    with pytest.raises(ValueError, match="'kernel' is traced; call .* outside jit"):
+        jax.eval_shape(lambda p: (read(p), p)[1], params)
 
 
 def test_sparse_arrays_multiply_like_dense_ones():

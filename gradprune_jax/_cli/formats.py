@@ -64,7 +64,7 @@ def open_arrays(file: pathlib.Path) -> Opened:
         return _open_safetensors(file)
     # Not before, because a safetensors file can end like a zip archive by chance.
     if zipfile.is_zipfile(file):
-        return Opened(open_npz(file))
+        return _of_names(open_npz(file))
     return Opened(_without_boxes(_open_msgpack(file)))
 
 
@@ -80,12 +80,17 @@ def _begins_like_safetensors(file: pathlib.Path) -> bool:
 def _open_safetensors(file: pathlib.Path, shards: Shards | None = None) -> Opened:
     """Open safetensors, dense or sparse, of JAX or PyTorch, in one file or several."""
     named, metadata = open_sparse(file)
+    return dataclasses.replace(_of_names(named), metadata=metadata, shards=shards)
+
+
+def _of_names(named: Mapping[str, StoredArray]) -> Opened:
+    """Arrays of a format without levels: names with dots alone are PyTorch's."""
     is_torch = any("." in name for name in named) and not any(
         "/" in name for name in named
     )
     separator = "." if is_torch else "/"
     arrays = {tuple(name.split(separator)): named[name] for name in named}
-    return Opened(arrays, is_torch, metadata, shards)
+    return Opened(arrays, is_torch)
 
 
 def _open_msgpack(file: pathlib.Path) -> dict[Path, StoredArray]:

@@ -14,7 +14,7 @@ from gradprune_jax._cli.faults import words_of
 from gradprune_jax._files import Spec, StoredArray, checked_shape, shortened
 
 
-def open_npz(file: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
+def open_npz(file: pathlib.Path) -> dict[str, StoredArray]:
     """Open the arrays of an archive by their headers; nothing is unpickled.
 
     Raises:
@@ -43,7 +43,7 @@ def open_npz(file: pathlib.Path) -> dict[tuple[str, ...], StoredArray]:
                 f"bytes, and it has {held:,}."
             )
         read = functools.partial(_read, archive, member, name, spec.dtype)
-        arrays[tuple(name.split("/"))] = StoredArray(spec, read)
+        arrays[name] = StoredArray(spec, read)
     return arrays
 
 

@@ -118,6 +118,8 @@ def open_shapes(file: pathlib.Path, params: str | None = None) -> dict[str, Any]
     name = file.name.lower()
     if not name.endswith(".json") or name.endswith(".index.json") or file.is_dir():
         return open_checkpoint(file, params).shapes
+    if params is not None:
+        raise click.UsageError("--params goes with a checkpoint, not with JSON.")
     try:
         document = json.loads(file.read_bytes())
         if not isinstance(document, dict):
@@ -152,4 +154,6 @@ def _shape(path: Path, written: Any) -> jax.ShapeDtypeStruct:
     name = "/".join(path)
     if not isinstance(shape, list):
         raise ValueError(f"the shape of {name!r} is {shape!r}")
+    if not isinstance(dtype, str):
+        raise ValueError(f"the dtype of {name!r} is {dtype!r}")
     return jax.ShapeDtypeStruct(checked_shape(name, shape), jnp.dtype(dtype))

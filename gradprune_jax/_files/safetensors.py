@@ -39,6 +39,8 @@ _DTYPES = {
     "F64": "float64",
     "C64": "complex64",
 }
+# The entry of a header that is no array.
+_METADATA = "__metadata__"
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -72,7 +74,7 @@ def open_safetensors(
     with naming(file), file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
+    header.pop(_METADATA, None)
     arrays = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
@@ -145,6 +147,8 @@ def check_storable(specs: Mapping[str, Spec]) -> None:
             raise ValueError(
                 f"{name!r} has a lone surrogate, which UTF-8 does not hold; rename it."
             )
+        if name == _METADATA:
+            raise ValueError(f"{name!r} is a name of safetensors' own; rename it.")
         if spec.dtype.name not in _NAMES:
             raise ValueError(
                 f"{name!r} is {spec.dtype}, which safetensors does not hold."
@@ -156,7 +160,7 @@ def _header(
 ) -> tuple[bytes, dict[str, int]]:
     """Return the header of a file, and where each array begins after the header."""
     check_storable(specs)
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     places = {}
     end = 0
     # Wide elements first, so that each array is aligned, as readers that map the file

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _tree
-from gradprune_jax._checks import check_fraction, check_integer, is_traced
+from gradprune_jax._checks import check_fraction, check_integer
 from gradprune_jax._files import (
     SHARDS_AND_INDEX,
     Spec,
@@ -83,6 +83,11 @@ def save_sparse(
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise ValueError(f"metadata has {key!r}: {text!r}; both must be strings.")
+        if not _is_utf8(key + text):
+            raise ValueError(
+                f"metadata has {key!r}: {text!r}, with a lone surrogate, which UTF-8 "
+                "does not hold."
+            )
         if key.startswith(OWN):
             raise ValueError(
                 f"metadata has {key!r}; names that begin with {OWN!r} are this "
@@ -105,13 +110,17 @@ def save_sparse(
         write_index(folder, names, "model.safetensors.index.json", {})
 
 
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written: half of a pair of surrogates cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def _stored(params: Any) -> dict[str, StoredArray]:
     """Return the leaves of a tree by name, to be brought to the host one by one."""
     arrays = {}
     for leaf in _tree.named_leaves(params):
         value = leaf.value
-        if is_traced(value):
-            raise ValueError("save_sparse writes values and cannot run under jit.")
+        _tree.check_values([leaf], "save_sparse")
         if not hasattr(value, "dtype") or jnp.issubdtype(
             value.dtype, jax.dtypes.extended
         ):

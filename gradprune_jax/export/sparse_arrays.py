@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import sparse
 
 from gradprune_jax import _tree
-from gradprune_jax._checks import check_fraction, is_traced
+from gradprune_jax._checks import check_fraction
 from gradprune_jax._rules import is_weight
 
 
@@ -74,12 +74,10 @@ def _map_sparse(
     """Put `convert(array)` in the place of every sparse weight of a tree."""
     check_fraction("max_density", max_density)
     leaves = []
-    for leaf in _tree.named_leaves(params):
-        if is_traced(leaf.value):
-            raise ValueError(
-                "the number of non-zeros is read from the parameters, which jit hides; "
-                "convert them outside."
-            )
+    named = _tree.named_leaves(params)
+    # The number of non-zeros is read from them.
+    _tree.check_values(named, "a conversion to sparse arrays")
+    for leaf in named:
         leaves.append(leaf.value)
         if not hasattr(leaf.value, "shape") or not is_weight(leaf.path, leaf.value):
             continue

@@ -11,7 +11,6 @@ import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._budget import layout_nbytes
-from gradprune_jax._checks import is_traced
 from gradprune_jax._geometry import block_shape
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._structures import NM
@@ -122,7 +121,8 @@ def storage_report(
 
     Raises:
       ImportError: if `compress` is set and zstandard is not installed.
-      ValueError: if the parameters are traced.
+      ValueError: if the parameters are traced, or shapes without values, or the
+        pattern is none.
 
     Examples:
       >>> kernel = np.zeros((64, 64), np.float32)
@@ -137,7 +137,9 @@ def storage_report(
       Zhu and Gupta, [To prune, or not to prune](https://arxiv.org/abs/1710.01878),
       2017, section 5.
     """
-    pattern = pattern or NM(2, 4)
+    pattern = NM(2, 4) if pattern is None else pattern
+    if not isinstance(pattern, NM):
+        raise ValueError(f"pattern is {pattern!r}; it must be NM(keep, of) or None.")
     sizes = _CompressedSizes() if compress else None
     leaves = []
     for name, array in _on_host(params):
@@ -152,11 +154,7 @@ def _on_host(params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the floating leaves of a tree by name, one in memory at a time."""
     for leaf in _tree.named_leaves(params):
         if is_countable(leaf.value) and leaf.value.dtype != bool:
-            if is_traced(leaf.value):
-                raise ValueError(
-                    "storage_report reads values and cannot run under jit; call it "
-                    "between steps."
-                )
+            _tree.check_values([leaf], "storage_report")
             yield leaf.name, np.asarray(leaf.value)
 
 

@@ -45,10 +45,7 @@ def plan(
       >>> [(leaf.path.split("/")[-1], leaf.kept) for leaf in planned.leaves]
       [('kernel', 8), ('bias', 4)]
     """
-    if not model.built:
-        raise ValueError(
-            "the model is not built; give it an Input, or call model.build(shape)."
-        )
+    _check_built(model)
     rules = as_rules(schedule_or_rules, **fields)
     planned = gp.plan(
         with_default(rules), _params(model), total_steps=total_steps, budget=budget
@@ -89,7 +86,8 @@ def set_masks(model: keras.Model, masks: dict[str, Any]) -> None:
         `gradprune_jax.masks_from_params` return them.
 
     Raises:
-      ValueError: if the model has no such optimizer, or the masks do not fit.
+      ValueError: if the model has no such optimizer or is not built, or the masks do
+        not fit.
 
     Examples:
       >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
@@ -103,11 +101,20 @@ def set_masks(model: keras.Model, masks: dict[str, Any]) -> None:
       8
     """
     optimizer = _pruner(model)
+    _check_built(model)
     model.optimizer.build(model.trainable_variables)
     state = optimizer.prune_state
     wanted = gp.get_masks(state)
     wanted.update(_copied(masks))
     optimizer.set_prune_state(gp.set_masks(state, wanted))
+
+
+def _check_built(model: keras.Model) -> None:
+    """Refuses a model that has no variables yet."""
+    if not model.built:
+        raise ValueError(
+            "the model is not built; give it an Input, or call model.build(shape)."
+        )
 
 
 def check_pruned(model: keras.Model) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradprune_jax._checks import is_traced
 from gradprune_jax._mask_update import group_kept
 from gradprune_jax._rules import Rule, ScheduleOrRules, as_rules
+from gradprune_jax._schedules import is_concrete
 from gradprune_jax._structures import NM
 from gradprune_jax.report.figures import MOST_NAMED, UNNAMED, named, new_figure, plain
 
@@ -53,12 +53,14 @@ def plot_schedule(
     """
     figure, axes = new_figure("plot_schedule")
     rules = [rule for rule in as_rules(schedule_or_rules) if rule.schedule is not None]
-    ends = [rule.schedule.end_step for rule in rules if rule.schedule is not None]
-    if any(map(is_traced, ends)):
+    schedules = [rule.schedule for rule in rules if rule.schedule is not None]
+    if not all(map(is_concrete, schedules)):
         raise ValueError(
             "a traced schedule has no picture; call plot_schedule outside."
         )
-    last = total_steps or max(1, math.ceil(1.1 * max(ends, default=0)))
+    last = total_steps or max(
+        1, math.ceil(1.1 * max((each.end_step for each in schedules), default=0))
+    )
     for rule in rules:
         steps, values = _curve(rule)
         line = axes.step(
@@ -120,7 +122,7 @@ def plot_tradeoff(
             [point[0] for point in points],
             means,
             yerr=np.transpose(ranges),
-            label=label,
+            **named(label),
             color=color,
             marker="os^Dv"[curve % 5],
             capsize=3,

@@ -40,8 +40,13 @@ def new_figure(
 
 
 def named(name: str) -> dict[str, Any]:
-    """Return how a curve is drawn that has a name in the legend."""
-    return {"label": plain(name)}
+    """Return how a curve is drawn that has a name in the legend.
+
+    matplotlib leaves out names that begin with an underscore: a space of no width is
+    put before it.
+    """
+    label = plain(name)
+    return {"label": f"\u200b{label}" if label.startswith("_") else label}
 
 
 def plain(name: str) -> str:

@@ -49,6 +49,7 @@ def plot_masks(tree: Any, *, title: str | None = None) -> Figure:
         for leaf in _tree.named_leaves(masks_of_state(tree))
         if is_countable(leaf.value) and np.ndim(leaf.value) >= 2 and np.size(leaf.value)
     ]
+    _tree.check_values(leaves, "plot_masks")
     if not leaves:
         raise ValueError("there is no mask or parameter of two or more axes to draw.")
     largest = sorted(leaves, key=lambda leaf: -np.size(leaf.value))[:_MOST_IMAGES]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradprune_jax._checks import is_traced
 from gradprune_jax._inspection import sparsity
 from gradprune_jax.report.figures import MOST_NAMED, UNNAMED, named, new_figure, plain
 from gradprune_jax.report.table import masks_of_state
@@ -48,6 +49,10 @@ def plot_sparsity(fractions: Any, *, title: str | None = None) -> Figure:
         return _plot_over_time(fractions, title)
     fractions = masks_of_state(fractions)
     measured = fractions if _is_measured(fractions) else sparsity(fractions)
+    if not set(measured) - {"total"}:
+        raise ValueError("there is no parameter to draw.")
+    if any(map(is_traced, measured.values())):
+        raise ValueError("the fractions are traced; call plot_sparsity outside jit.")
     figure, axes = new_figure("plot_sparsity", height=1 + 0.25 * (len(measured) + 1))
     names = list(measured)
     axes.barh(

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gradprune_jax import _tree
 from gradprune_jax._inspection import is_countable
 from gradprune_jax._masks import get_masks, has_masks
-from gradprune_jax._pairing import pair_with_masks
+from gradprune_jax._pairing import nonzero, pair_with_masks
 from gradprune_jax._state import is_dense
 from gradprune_jax._tables import Row, draw_table
-from gradprune_jax._top_k import count_true, is_nonzero
+from gradprune_jax._top_k import count_true
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,8 +96,8 @@ def _measure(name: str, leaf: Any) -> Row:
             f"{name!r} has a shape but no values; call tabulate on arrays, not under "
             "jit. gradprune_jax.plan tabulates shapes."
         )
-    nonzero = int(count_true(is_nonzero(jnp.asarray(leaf))).integers())
-    return Row(name, np.shape(leaf), leaf.dtype, nonzero)
+    live = int(count_true(nonzero(leaf)).integers())
+    return Row(name, np.shape(leaf), leaf.dtype, live)
 
 
 def masks_of_state(tree: Any) -> Any:
