@@ -17,7 +17,9 @@ from tests.helpers import update_to
 from tests.test_selection import seeds
 from tests.test_structures import draw
 
-PATTERNS = [(keep, of) for of in range(2, 33) for keep in range(1, of)]
+PATTERNS = [
+    (keep, of) for of in (*range(2, 11), 32) for keep in range(1, of, 1 + of // 8)
+]
 LEAVES = {
     "dense": (gp.NM(2, 4), [(8, 5), (4, 1)]),
     "convolution": (gp.NM(1, 3), [(2, 2, 6, 4)]),
@@ -86,7 +88,6 @@ def test_the_kept_count_is_exact(pattern, sparsity):
 
 def test_a_linear_schedule_prunes_one_more_weight_at_each_update():
     """By s / s_f of two float32, 2:5 kept 5, 5, 4, 2."""
-    assert len(PATTERNS) == 496
     for keep, of in PATTERNS:
         pruned = of - keep
         schedule = gp.polynomial_schedule(pruned / of, 0, pruned, every=1, power=1)

@@ -71,6 +71,7 @@ def prune(
         cannot be pruned, or the budget cannot be kept.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> params, masks = prune({"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, 0.5)
       >>> print(params["kernel"])
       [[3. 0.]

@@ -40,6 +40,7 @@ def tabulate(tree: Any, masks: Any = None, *, title: str | None = None) -> Table
       ValueError: if the masks do not fit the parameters, or the tree has no values.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> from rich import print
       >>> kernel = jnp.array([[0.0, 0.5], [0.0, 2.0]])
       >>> print(tabulate({"dense": {"kernel": kernel, "bias": jnp.ones(2)}}))
