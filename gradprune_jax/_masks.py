@@ -155,6 +155,9 @@ def _in_place_of(old: Any, new: Any) -> Any:
         return jnp.ones_like(old)
     if is_traced(old) or is_traced(new) or not isinstance(old, jax.Array):
         return new  # a restored state may hold NumPy arrays, which are on no device
+    if not old.committed and not getattr(new, "committed", False):
+        # Bound to no device, like the parameters: else the step would be compiled anew.
+        return jnp.asarray(new)
     return jax.device_put(new, old.sharding)
 
 

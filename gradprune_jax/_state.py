@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gradprune_jax._checks import is_traced
 from gradprune_jax._layouts import laid_out_like
 
 
@@ -87,9 +88,31 @@ def check_fits(name: str, leaf: Any, mask: Any) -> None:
         )
 
 
-@jax.jit
 def mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
-    """Makes a mask that is laid out over devices as its leaf is; by default all True.
+    """Makes a mask laid out over devices as its leaf is; by default all True."""
+    given = () if mask is True else (mask,)
+    return _with_layout_of(leaf, _mask_like(leaf, *given))
+
+
+def zeros_laid_out_like(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Makes zeros that are laid out over devices as a leaf is, as `mask_like` does."""
+    return _with_layout_of(leaf, _zeros_laid_out_like(leaf, dtype))
+
+
+def _with_layout_of(leaf: Any, made: jax.Array) -> jax.Array:
+    """What a program has made, its type that of its leaf too.
+
+    XLA leaves out mesh axes of one device, and so they would be missing in the types of
+    what it returns, where a mesh has axes of several types.
+    """
+    if is_traced(made) or not isinstance(leaf, jax.Array) or not leaf.committed:
+        return made
+    return jax.device_put(made, leaf.sharding)
+
+
+@jax.jit
+def _mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
+    """A mask from a compiled program.
 
     Under jit in automatic sharding mode XLA may lay out a constant as it likes. So the
     mask is selected between a function of the parameter and the constant. The condition
@@ -103,8 +126,8 @@ def mask_like(leaf: jax.Array, mask: Any = True) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def zeros_laid_out_like(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Makes zeros that are laid out over devices as a leaf is, as `mask_like` does."""
+def _zeros_laid_out_like(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Zeros from a compiled program, as `_mask_like` makes a mask."""
     never = jax.lax.optimization_barrier(jnp.zeros([], bool))
     zeros = jnp.zeros_like(leaf, dtype=dtype)
     return jnp.where(never, leaf.astype(dtype), zeros)

@@ -101,6 +101,30 @@ def test_masks_are_the_same_sharded_over_eight_devices(name, axis_type):
         assert mask.sharding.is_equivalent_to(shardings[leaf], mask.ndim), leaf
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (8, 1)])
+@pytest.mark.parametrize(
+    "types",
+    [(AxisType.Explicit,) * 2, (AxisType.Explicit, AxisType.Auto)],
+    ids=["explicit", "mixed"],
+)
+def test_a_mesh_axis_of_one_device(shape, types):
+    def network(params, x):
+        return jnp.tanh(x @ params["w"]) @ params["v"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (8, 16), "v": (16, 8)}
+    params = {name: rng.normal(size=size) for name, size in shapes.items()}
+    params = jax.tree.map(jnp.float32, params)
+    groups = gp.channel_groups(network, params, jnp.ones((2, 8)))
+    structure = gp.CoupledChannels(groups)
+    _, expected = gp.prune(params, 0.5, structure=structure)
+    mesh = jax.make_mesh(shape, ("x", "y"), axis_types=types)
+    placed = jax.device_put(params, NamedSharding(mesh, P("x", "y")))
+    _, masks = gp.prune(placed, 0.5, structure=structure)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(mask, expected[name])
+
+
 @pytest.mark.parametrize("name", ALLOCATIONS)
 def test_masks_are_the_same_inside_shard_map(name):
     params = make_params()

@@ -91,6 +91,27 @@ def test_axes_of_several_types_and_of_one_device(spec):
     np.testing.assert_array_equal(masks["w"], expected.masks["w"])
 
 
+def test_steps_in_a_loop_on_axes_of_several_types():
+    """The masks of `init` have the types of those that an update returns."""
+    mesh = jax.make_mesh(
+        (1, 8), ("a", "b"), axis_types=(AxisType.Explicit, AxisType.Auto)
+    )
+    placed = jax.device_put({"w": weights((8, 16))}, NamedSharding(mesh, P("a", "b")))
+    tx = gp.gradual_prune(gp.polynomial_schedule(0.5, 0, 2, every=1))
+
+    def step(carried, _):
+        params, state = carried
+        updates, state = tx.update(params, state, params)
+        return (jax.tree.map(jnp.add, params, updates), state), None
+
+    start = placed, tx.init(placed)
+    (params, state), _ = jax.jit(lambda start: jax.lax.scan(step, start, None, 3))(
+        start
+    )
+    gp.check_pruned(params, state)
+    assert gp.metrics(state)["sparsity/w"] == 0.5
+
+
 def test_a_replicated_leaf_does_not_take_the_layout_of_another():
     shapes = {"a": (8, 24, 16), "b": (8, 64, 32)}
     specs = {"a": P(), "b": P("x")}

@@ -91,6 +91,20 @@ class TestSetMasks:
         assert bool(gp.get_masks(new)["a"]["kernel"].all())
         assert not bool(gp.get_masks(new)["b"]["kernel"].any())
 
+    def test_masks_are_bound_to_a_device_only_if_the_old_ones_are(self):
+        """Else the next step would be compiled anew, and could not go to a mesh."""
+        tx, params, state = train_one_step()
+        rewound = gp.set_masks(state, gp.get_masks(state))
+        step = jax.jit(tx.update)
+        for each in (state, rewound):
+            step(params, each, params)
+        assert step._cache_size() == 1
+        device = jax.devices()[3]
+        bound = gp.set_masks(jax.device_put(state, device), gp.get_masks(state))
+        assert gp.get_masks(bound)["a"]["kernel"].devices() == {device}
+        params = jax.device_put(params, device)
+        step(params, rewound, params)
+
     def test_works_under_jit(self):
         _, params, state = train_one_step()
         masks = gp.get_masks(state)

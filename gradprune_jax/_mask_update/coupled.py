@@ -27,7 +27,6 @@ from gradprune_jax._top_k import (
     Count,
     Shard,
     Units,
-    parts,
     ranking_dtype,
     top_k,
     whole,
@@ -77,14 +76,12 @@ class Member(NamedTuple):
         block[self.axis] = 1
         blocks = LocalBlocks(tuple(block), self.shard, numbers.shape)
         reduced = reduce(blocks, numbers)
-        if (
-            not self.shard.axis_names[self.axis]
-            and parts(reduced, self.shard, self.axis) > 1
-        ):
+        names = self.shard.axis_names[self.axis]
+        # Also along a mesh axis of one device, which the type of an array has too.
+        if not names and jax.typeof(reduced).sharding.spec[self.axis] is not None:
             reduced = self.shard.gather(reduced, self.axis)
         others = [axis for axis in range(len(block)) if axis != self.axis]
         along = jax.lax.squeeze(reduced, others)
-        names = self.shard.axis_names[self.axis]
         if not names:
             return along
         return jax.lax.psum(self.shard.among_all(along, self.axis, 0), names)
