@@ -48,8 +48,8 @@ def sparsity(tree: Any) -> dict[str, jax.Array]:
             _check_has_values(leaf)
             # A parameter may be called "total"; it must not replace the total.
             name = leaf.name if leaf.name != "total" else "['total']"
-            is_live = leaf.value != 0 if is_wide(leaf.value) else leaf.value
-            zeros[name] = _count_zeros(is_live)
+            values = leaf.value != 0 if is_wide(leaf.value) else leaf.value
+            zeros[name] = _count_zeros(values)
             sizes[name] = np.size(leaf.value)
     total = functools.reduce(_add, _together(list(zeros.values())), Count.of(0))
     fractions = {name: _fraction(zeros[name], sizes[name]) for name in zeros}
@@ -91,6 +91,12 @@ def dead_channels(tree: Any, axis: int = -1) -> dict[str, np.ndarray]:
         if indices.size:
             dead[leaf.name] = indices
     return dead
+
+
+def _check_has_values(leaf: _tree.Leaf) -> None:
+    """Refuses shapes, of which nothing can be counted."""
+    if isinstance(leaf.value, jax.ShapeDtypeStruct):
+        raise ValueError(f"{leaf.name!r} has a shape but no values; give arrays.")
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -220,12 +226,6 @@ _FAILURES = {
 
 
 # Compiled, because without jit an operation writes an array as large as the leaf.
-
-
-def _check_has_values(leaf: _tree.Leaf) -> None:
-    """Refuses shapes, of which nothing can be counted."""
-    if isinstance(leaf.value, jax.ShapeDtypeStruct):
-        raise ValueError(f"{leaf.name!r} has a shape but no values; give arrays.")
 
 
 @jax.jit

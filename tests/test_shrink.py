@@ -278,33 +278,6 @@ def test_other_norms_are_exact(norm):
     assert_same(model.apply, smaller, shrunk, x)
 
 
-def test_a_batch_size_that_is_not_known():
-    fn, params, x = network("transformer")
-    smaller, _ = killed(fn, params, x)
-    (batch,) = export.symbolic_shape("batch")
-    tokens = jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
-    shrunk = gp.shrink(fn, smaller, tokens)
-    assert_same(fn, smaller, shrunk, x)
-    known = gp.shrink(fn, smaller, x)
-    assert shrunk.sizes == known.sizes
-
-
-@pytest.mark.parametrize("pool", [nn.max_pool, nn.avg_pool])
-def test_image_sizes_that_are_not_known(pool):
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = pool(nn.Conv(8, (3, 3))(x), (2, 2), (2, 2), "SAME")
-            return nn.Dense(3)(x.mean((1, 2)))
-
-    model, image = Model(), dense(0, 2, 8, 8, 1)
-    params = model.init(KEY, image)
-    sizes = export.symbolic_shape("b, h, w, 1", constraints=("h >= 4", "w >= 4"))
-    images = jax.ShapeDtypeStruct(sizes, jnp.float32)
-    groups = gp.channel_groups(model.apply, params, images)
-    assert [group.size for group in groups.free] == [8]
-
-
 def test_a_rule_for_a_primitive_of_ones_own():
     cube = Primitive("cube_of_two")
     cube.def_impl(lambda x, y: x**3 + y)

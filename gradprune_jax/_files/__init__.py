@@ -18,6 +18,7 @@ from gradprune_jax._files.atomic import replacing as replacing
 from gradprune_jax._files.atomic import replacing_folder as replacing_folder
 from gradprune_jax._files.safetensors import check_storable as check_storable
 from gradprune_jax._files.safetensors import entry_nbytes as entry_nbytes
+from gradprune_jax._files.safetensors import is_utf8 as is_utf8
 from gradprune_jax._files.safetensors import open_safetensors as open_safetensors
 from gradprune_jax._files.safetensors import safetensors_nbytes as safetensors_nbytes
 from gradprune_jax._files.safetensors import write_safetensors as write_safetensors

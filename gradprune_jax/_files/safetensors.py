@@ -143,7 +143,7 @@ def entry_nbytes(name: str, spec: Spec, begin: int) -> int:
 def check_storable(specs: Mapping[str, Spec]) -> None:
     """Raise a ValueError if safetensors cannot hold the name or dtype of an array."""
     for name, spec in specs.items():
-        if any("\ud800" <= sign <= "\udfff" for sign in name):
+        if not is_utf8(name):
             raise ValueError(
                 f"{name!r} has a lone surrogate, which UTF-8 does not hold; rename it."
             )
@@ -153,6 +153,11 @@ def check_storable(specs: Mapping[str, Spec]) -> None:
             raise ValueError(
                 f"{name!r} is {spec.dtype}, which safetensors does not hold."
             )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written: half of a pair of surrogates cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _header(

@@ -22,6 +22,7 @@ from gradprune_jax._files import (
     check_free,
     check_storable,
     entry_nbytes,
+    is_utf8,
     replacing,
     replacing_folder,
     safetensors_nbytes,
@@ -83,7 +84,7 @@ def save_sparse(
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise ValueError(f"metadata has {key!r}: {text!r}; both must be strings.")
-        if not _is_utf8(key + text):
+        if not is_utf8(key + text):
             raise ValueError(
                 f"metadata has {key!r}: {text!r}, with a lone surrogate, which UTF-8 "
                 "does not hold."
@@ -108,11 +109,6 @@ def save_sparse(
         for name, shard in zip(names, shards, strict=True):
             _write(folder / name, shard, max_density, metadata or {})
         write_index(folder, names, "model.safetensors.index.json", {})
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text can be written: half of a pair of surrogates cannot."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _stored(params: Any) -> dict[str, StoredArray]:
