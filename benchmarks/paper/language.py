@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.paper import lstm
 from benchmarks.paper.corpora import Corpus
 from gradprune_jax.demo.data import DataError
 
 _TEST_STREAMS = 20
 _PAD = -1
 
-# Of each layer, the cell and the output of all streams.
-Carry = list[tuple[jax.Array, jax.Array]]
+Carry = list[lstm.Carry]  # of each layer
 
 
 class LanguageModel(nn.Module):
@@ -49,13 +49,10 @@ class LanguageModel(nn.Module):
         hidden = drop(nn.Embed(self.words, self.units, name="embed")(words))
         new: Carry = []
         for i in range(self.layers):
-            layer = nn.RNN(
-                nn.OptimizedLSTMCell(self.units),
-                time_major=True,
-                return_carry=True,
-                name=f"lstm{i}",
-            )
-            last, hidden = layer(hidden, initial_carry=carry[i])
+            cell = nn.OptimizedLSTMCell(self.units)
+            if self.is_initializing():
+                cell(carry[i], hidden[0])  # makes its parameters
+            last, hidden = lstm.layer(cell.variables["params"], carry[i], hidden)
             new.append(last)
             hidden = drop(hidden)
         # One product of two matrices: over three axes XLA's is a third slower on CPU.

@@ -25,63 +25,72 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
     """A stacked LSTM language model; embedding, LSTMs and softmax are all pruned."""
 
     @dataclasses.dataclass(frozen=True)
+    class Size:
+        units: int
+        dropout: float = 0.0
+        learning_rate: float = 4e-3
+        weight_decay: float = 0.1
+
+    @dataclasses.dataclass(frozen=True)
     class Scale:
         words: int
-        units: tuple[tuple[str, int, float], ...]  # name, units, dropout; largest first
+        sizes: dict[str, Size]  # the largest first
         steps: int
         streams: int
         unroll: int
         sparsities: tuple[float, ...]
         seeds: int
         since: int = 0
-        mixed_precision: bool = False
-        weight_decay: float = 0.0
 
-    sparsities = (0.8, 0.85, 0.9, 0.95)
     chosen = {
         "quick": Scale(
-            50, (("large", 16, 0.1), ("small", 8, 0.0)), 12, 4, 5, (0.8,), 1
+            *(50, {"large": Size(16, 0.1), "small": Size(8)}, 12, 4, 5, (0.8,), 1)
         ),
         # Since 1900 there are 0.9 million words, as many as in the Penn Treebank.
         "laptop": Scale(
             10_000,
-            (
-                *(("large", 200, 0.2), ("medium", 80, 0.0)),
-                *(("small", 32, 0.0), ("tiny", 11, 0.0)),
-            ),
-            *(12_900, 20, 35, sparsities, 2),
+            {
+                "large": Size(200, 0.2),
+                "medium": Size(80),
+                "small": Size(32),
+                "tiny": Size(11),
+            },
+            *(12_900, 20, 35, (0.8, 0.85, 0.9, 0.95), 2),
             since=1900,
-            mixed_precision=True,
-            weight_decay=0.1,
         ),
-        # Zaremba et al. (2014): 4.6, 19.8 and 66 million parameters.
+        # The three sizes of Zaremba et al. (2014), of 4.6 to 66 million parameters.
+        # A weight decays by as much in each, which is the product of rate and decay.
         "paper": Scale(
             10_000,
-            (("large", 1_500, 0.65), ("medium", 650, 0.5), ("small", 200, 0.0)),
-            *(52_000, 20, 35, (*sparsities, 0.975), 2),
+            {
+                "large": Size(1_500, 0.65, 1e-3, 0.4),
+                "medium": Size(650, 0.5, 2e-3, 0.2),
+                "small": Size(200, 0.3),
+                "tiny": Size(128, 0.2),
+            },
+            *(12_000, 64, 35, (0.8, 0.9, 0.95), 1),
+            since=1900,
         ),
     }[scale]
     text = corpora.load(folder, chosen.words, chosen.since)
     if scale == "quick":
         text = text.limit(2_000)
 
-    def task(units: int, dropout: float) -> LanguageTask:
+    def task(size: Size) -> LanguageTask:
         network = LanguageModel(
             len(text.vocabulary),
-            units,
-            dropout=dropout,
-            mixed_precision=chosen.mixed_precision,
+            size.units,
+            dropout=size.dropout,
+            mixed_precision=scale != "quick",
         )
         return LanguageTask(
             network,
             text,
-            chosen.steps,
-            chosen.streams,
-            chosen.unroll,
-            weight_decay=chosen.weight_decay,
+            *(chosen.steps, chosen.streams, chosen.unroll),
+            *(size.learning_rate, size.weight_decay),
         )
 
-    (_, *largest), *_ = chosen.units
+    largest, *_ = chosen.sizes.values()
     words = len(text.vocabulary)
     passes = chosen.steps * chosen.streams * chosen.unroll / len(text.train)
     return Study(
@@ -90,8 +99,8 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         metric=TEST_PERPLEXITY,
         others=(VALID_PERPLEXITY,),
         configurations=(
-            *dense({name: task(*size) for name, *size in chosen.units}),
-            *sparse(task(*largest), chosen.sparsities),
+            *dense({name: task(size) for name, size in chosen.sizes.items()}),
+            *sparse(task(largest), chosen.sparsities),
         ),
         seeds=chosen.seeds,
         source=f"{text.name}, {len(text.train):,} words for training, "

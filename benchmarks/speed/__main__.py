@@ -1,10 +1,14 @@
-"""Measures, prints, and writes the tables of `benchmarks/README.md`."""
+"""Measures, prints, and writes the tables of `benchmarks/README.md`.
+
+An accelerator has tables of its own, beside those of the CPU.
+"""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+import jax
 from rich.progress import track
 
 from benchmarks import stored
@@ -17,20 +21,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="calls of each case")
     parser.add_argument("--largest", type=int, default=10**8, help="most weights")
     parser.add_argument("--only", choices=PARTS, help="keep the others' last figures")
+    parser.add_argument(
+        "--family", choices=mask_update.FAMILIES, help="of mask updates, these alone"
+    )
     parser.add_argument("--dry", action="store_true", help="print only, store nothing")
     arguments = parser.parse_args()
-    results = stored.read("speed") | stored.machine()
+    backend = jax.default_backend()
+    name = "speed" if backend == "cpu" else f"speed-{backend}"
+    results = stored.read(name) | stored.machine()
     for part in [arguments.only] if arguments.only else PARTS:
         results[part] = PARTS[part](arguments)
     table = tables.markdown(results)
     print(table)
     if not arguments.dry:
-        stored.write("speed", results, table)
+        stored.write(name, results, table)
 
 
 def mask_updates(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All mask updates."""
-    cases = mask_update.cases(arguments.largest)
+    families = [arguments.family] if arguments.family else mask_update.FAMILIES
+    cases = mask_update.cases(arguments.largest, families)
     return [
         mask_update.measure(case, arguments.repeats)
         for case in track(cases, "mask updates")

@@ -44,19 +44,26 @@ def one_read(weights: jax.Array) -> jax.Array:
 
 
 def torch_pruning(weights: np.ndarray, sparsity: float) -> Callable[[], Any]:
-    """`torch.nn.utils.prune.l1_unstructured` on a layer with these weights."""
+    """`torch.nn.utils.prune.l1_unstructured` on a layer with these weights.
+
+    It is run on the device that JAX uses, and is finished when the call returns.
+    """
     import torch
     from torch.nn.utils import prune
 
+    is_on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     layer = torch.nn.Linear(1, 1, bias=False)
-    layer.weight = torch.nn.Parameter(torch.from_numpy(weights))
+    own = torch.from_numpy(weights)
+    layer.weight = torch.nn.Parameter(own.cuda() if is_on_gpu else own)
 
     def run() -> Any:
         prune.l1_unstructured(layer, "weight", amount=sparsity)
         mask = layer.weight_mask
+        if is_on_gpu:
+            torch.cuda.synchronize()
         del layer._buffers["weight_mask"]
         layer._forward_pre_hooks.clear()
         layer.weight = layer._parameters.pop("weight_orig")
-        return mask.numpy()
+        return mask.detach()
 
     return run

@@ -6,24 +6,27 @@ from typing import Any
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """All tables, and where and when they were measured."""
-    updates = results["mask_update"]
-    normal = [row for row in updates if row["family"] == "normal"]
-    others = [row for row in updates if row["family"] != "normal"]
-    return "\n\n".join(
-        [
-            "**Mask updates of normal weights**",
-            _table(_UPDATE_COLUMNS, normal),
-            "**Mask updates of other weights**",
-            _table(_FAMILY_COLUMNS, others),
-            "**A step without a mask update**",
-            _table(_STEP_COLUMNS, results["step"]),
-            "**Tracing and compiling a step**",
-            _table(_COMPILE_COLUMNS, results["compile"]),
-            f"Measured by `make bench` on {results['machine']}, {results['date']}, "
-            f"jax {results['jax']}.",
-        ]
-    )
+    """The tables of what was measured, and where and when that was."""
+    updates = results.get("mask_update", [])
+    tables = {
+        "Mask updates of normal weights": (
+            _UPDATE_COLUMNS,
+            [row for row in updates if row["family"] == "normal"],
+        ),
+        "Mask updates of other weights": (
+            _FAMILY_COLUMNS,
+            [row for row in updates if row["family"] != "normal"],
+        ),
+        "A step without a mask update": (_STEP_COLUMNS, results.get("step")),
+        "Tracing and compiling a step": (_COMPILE_COLUMNS, results.get("compile")),
+    }
+    parts = [
+        f"**{title}**\n\n{_table(columns, rows)}"
+        for title, (columns, rows) in tables.items()
+        if rows
+    ]
+    place = f"{results['machine']}, {results['date']}, jax {results['jax']}"
+    return "\n\n".join([*parts, f"Measured by `make bench` on {place}."])
 
 
 def _times(row: dict[str, Any], rival: str) -> str:
