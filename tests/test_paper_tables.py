@@ -142,6 +142,8 @@ def test_ablations_are_compared_with_the_first(tmp_path):
     alone = dataclasses.replace(study, seeds=1)
     text = tables.markdown(alone, records, "command", "")
     assert "- Linear: +0.00, of one seed: not enough to tell.\n" in text
+    assert "spread" not in text
+    assert "25 steps, one seed, so that small differences may be chance; " in text
 
 
 def test_products_are_counted_as_often_as_a_loop_runs():

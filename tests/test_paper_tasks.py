@@ -3,6 +3,7 @@
 import functools
 import gzip
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from benchmarks.paper import (
     corpora,
     images,
     language,
+    lstm,
     ngrams,
     pairs,
     sequences,
@@ -124,6 +126,30 @@ def test_a_search_finds_the_symbols_that_the_network_expects():
     assert len(np.unique(found)) > 2
     unpadded = apply({"params": params}, sources[:, :4], inputs)
     np.testing.assert_allclose(unpadded, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_an_lstm_layer_is_that_of_flax():
+    cell = nn.OptimizedLSTMCell(4)
+    rng = np.random.default_rng(0)
+    inputs, first, second = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((5, 3, 6), (3, 4), (3, 4))
+    )
+    params = random_like(cell.init, jax.random.key(0), (first, second), inputs[0])
+
+    def flaxs(params, carry, inputs):
+        layer = nn.RNN(cell, time_major=True, return_carry=True)
+        return layer.apply({"params": {"cell": params}}, inputs, initial_carry=carry)
+
+    def results(layer):
+        def summed(*arguments):
+            found = layer(*arguments)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(found)), found
+
+        grad = jax.grad(summed, argnums=(0, 1, 2), has_aux=True)
+        return jax.jit(grad)(params["params"], (first, second), inputs)
+
+    chex.assert_trees_all_close(results(lstm.layer), results(flaxs), rtol=1e-4)
 
 
 def test_perplexity_is_of_every_word_but_the_first():

@@ -92,7 +92,7 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
         *("dense, kB", "bit mask, kB", "CSR, kB"),
         metric.label,
         f"to {reference.name}",
-        "spread",
+        *(["spread"] if study.seeds > 1 else []),
         *([f"{SMALL_DENSE} of as many", "gain"] if compared else []),
         *(other.label for other in study.others),
     ]
@@ -104,7 +104,7 @@ def _table(study: Study, rows: Sequence[Row]) -> str:
             *(f"{size / 1e3:,.0f}" for size in row.bytes.values()),
             f"{row.mean(metric.name):.2f}",
             f"{row.mean(metric.name) - reference.mean(metric.name):+.2f}",
-            f"{row.spread(metric.name):.2f}",
+            *([f"{row.spread(metric.name):.2f}"] if study.seeds > 1 else []),
             *(_comparison(metric, rows, row) if compared else []),
             *(f"{row.mean(other.name):.2f}" for other in study.others),
         ]
@@ -138,9 +138,11 @@ def provenance(study: Study, records: Sequence[dict[str, Any]], command: str) ->
     def distinct(field: str) -> str:
         return ", ".join(sorted({str(each[field]) for each in records}))
 
+    seeds = "one seed, so that small differences may be chance"
+    if study.seeds > 1:
+        seeds = f"means of {study.seeds} seeds with the spread between them"
     return (
-        f"{study.source}; {records[0]['steps']:,} steps, means of {study.seeds} "
-        f"{'seeds' if study.seeds > 1 else 'seed'} with the spread between them; "
-        f"trained at commit {distinct('commit')} on {distinct('machine')}, "
-        f"{distinct('date')}, jax {distinct('jax')}. Written by `{command}`."
+        f"{study.source}; {records[0]['steps']:,} steps, {seeds}; trained at commit "
+        f"{distinct('commit')} on {distinct('machine')}, {distinct('date')}, jax "
+        f"{distinct('jax')}. Written by `{command}`."
     )

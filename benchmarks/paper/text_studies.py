@@ -63,12 +63,12 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
         "paper": Scale(
             10_000,
             {
-                "large": Size(1_500, 0.65, 1e-3, 0.4),
-                "medium": Size(650, 0.5, 2e-3, 0.2),
+                "large": Size(1_500, 0.65, 2e-3, 0.2),
+                "medium": Size(650, 0.5, 3e-3, 0.13),
                 "small": Size(200, 0.3),
                 "tiny": Size(128, 0.2),
             },
-            *(12_000, 64, 35, (0.8, 0.9, 0.95), 1),
+            *(8_000, 64, 35, (0.9, 0.95), 1),
             since=1900,
         ),
     }[scale]

@@ -191,11 +191,14 @@ def _length(metric: Metric, reference: Row, shorter: Row) -> str:
     value, before = (row.mean(metric.name) for row in (reference, shorter))
     spread = max(row.spread(metric.name) for row in (reference, shorter))
     enough = metric.gain(value, before) <= spread
+    verdict = f"{'within' if enough else 'beyond'} the spread of {spread:.2f}"
+    if len(reference.metrics[metric.name]) == 1:
+        verdict = "of one seed"
     return (
         f"Long enough means that twice as many steps gain no more than the spread of "
         f"seeds: from {shorter.steps:,} steps to {reference.steps:,} the dense network "
         f"({reference.name}) goes from {metric.show(before)} to {metric.show(value)}, "
-        f"{'within' if enough else 'beyond'} the spread of {spread:.2f}."
+        f"{verdict}."
     )
 
 

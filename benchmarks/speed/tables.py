@@ -32,7 +32,10 @@ def markdown(results: dict[str, Any]) -> str:
 def _times(row: dict[str, Any], rival: str) -> str:
     """How many times as long a rival takes, or a dash where it was not measured."""
     key = f"{rival}_ms"
-    return f"{row[key] / row['gradprune_ms']:,.0f}" if key in row else "-"
+    if key not in row:
+        return "-"
+    times = row[key] / row["gradprune_ms"]
+    return f"{times:,.{0 if times >= 10 else 1}f}"
 
 
 def _ratio(row: dict[str, Any], rival: str) -> str:
