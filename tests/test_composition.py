@@ -198,7 +198,7 @@ def test_conditional_masking_belongs_inside():
 
 
 def test_vmap_over_target_sparsities_with_one_count():
-    """Under vmap a batched counter turns lax.cond into a select."""
+    """It is not a select of what both branches of a conditional have computed."""
     params = make_tree(0)["a"]
 
     def step(target, masks, count):
@@ -218,7 +218,7 @@ def test_vmap_over_target_sparsities_with_one_count():
 
 
 def test_a_sweep_of_sparsities_selects_on_update_steps_alone():
-    """Eight runs in one program: its loop has no search outside the conditional."""
+    """Eight runs in one program: its loop searches in the loop of an update alone."""
     targets = jnp.linspace(0.2, 0.9, 8)
     params = make_tree(0)["a"]
     gradients = jax.tree.map(jnp.sin, params)
@@ -232,7 +232,7 @@ def test_a_sweep_of_sparsities_selects_on_update_steps_alone():
         return optax.apply_updates(params, updates), state
 
     first = chain(0.5).init(params)
-    # The step count is one for all: a count for each would make a select of the cond.
+    # The step count is one for all.
     axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, first)
     sweep = jax.vmap(step, in_axes=(0, 0, axes), out_axes=(0, axes))
 
@@ -257,15 +257,16 @@ def test_a_sweep_of_sparsities_selects_on_update_steps_alone():
 
     program = Program.parse(train.lower(targets).compile().as_text())
 
-    def always(name):
-        for instruction in program.computations[name]:
-            yield instruction.opcode
-            if instruction.opcode != "conditional":
-                for called in instruction.called:
-                    yield from always(called)
+    def outside_of_loops(name):
+        return [each.opcode for each in program.computations[name]]
 
-    opcodes = list(always(program.entry))
-    assert (opcodes.count("conditional"), opcodes.count("while")) == (1, 1)
+    (of_steps,) = (
+        each for each in program.computations[program.entry] if each.opcode == "while"
+    )
+    every_step = [
+        opcode for name in of_steps.called for opcode in outside_of_loops(name)
+    ]
+    assert (every_step.count("conditional"), every_step.count("while")) == (0, 1)
 
 
 def test_bfloat16_parameters_made_inside_the_step_need_a_barrier():

@@ -14,6 +14,8 @@ A new allocation goes into `allocation`; a new score into `_scores`.
 from gradprune_jax._mask_update.allocation import LARGEST_LEAF as LARGEST_LEAF
 from gradprune_jax._mask_update.allocation import kept_in_the_end as kept_in_the_end
 from gradprune_jax._mask_update.leaf import PrunedLeaf as PrunedLeaf
+from gradprune_jax._mask_update.leaf import with_masks as with_masks
+from gradprune_jax._mask_update.leaf import without_masks as without_masks
 from gradprune_jax._mask_update.nm import group_kept as group_kept
 from gradprune_jax._mask_update.nm import largest_in_groups as largest_in_groups
 from gradprune_jax._mask_update.rounding import kept_count as kept_count

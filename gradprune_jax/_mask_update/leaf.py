@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +77,22 @@ class PrunedLeaf:
             along = self.shard.positions(axis, size, stride)
             index += jnp.expand_dims(along, [i for i in range(len(shape)) if i != axis])
         return index
+
+
+def with_masks(
+    leaves: Sequence[PrunedLeaf], masks: Sequence[jax.Array]
+) -> list[PrunedLeaf]:
+    """The leaves with other masks."""
+    return [
+        dataclasses.replace(leaf, mask=mask)
+        for leaf, mask in zip(leaves, masks, strict=True)
+    ]
+
+
+def without_masks(leaves: Sequence[PrunedLeaf]) -> list[PrunedLeaf]:
+    """The leaves for an update that is handed their masks apart."""
+    nothing: Any = None
+    return [dataclasses.replace(leaf, mask=nothing) for leaf in leaves]
 
 
 class RankedLeaf(NamedTuple):

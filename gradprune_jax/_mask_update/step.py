@@ -1,6 +1,6 @@
 """One rule's step: new masks on its update steps, old masks on all others.
 
-Outside `jit`, `lax.cond` would be compiled at every step, and
+Outside `jit`, a loop would be compiled at every step, and
 `optax.inject_hyperparams` makes a new link at every step. So the compiled function is a
 global of this module, and its cache is keyed by the rule. Traced numbers of the rule
 are passed to it as arguments.
@@ -9,15 +9,15 @@ are passed to it as arguments.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from gradprune_jax._checks import is_traced
+from gradprune_jax._in_place import update_if
 from gradprune_jax._layouts import laid_out_like
-from gradprune_jax._mask_update.leaf import PrunedLeaf
+from gradprune_jax._mask_update.leaf import PrunedLeaf, with_masks, without_masks
 from gradprune_jax._mask_update.update import update_masks
 from gradprune_jax._rules import Rule
 from gradprune_jax._schedules import is_concrete, with_table
@@ -60,15 +60,16 @@ def _update_if_due(
       leaves: the leaves that the rule prunes.
     """
     rule = _join(known, traced)
-    leaves = [
-        dataclasses.replace(leaf, mask=laid_out_like(leaf.mask, leaf.weights))
-        for leaf in leaves
-    ]
-    return jax.lax.cond(
+
+    def update(masks: list[jax.Array], inputs: Any) -> list[jax.Array]:
+        step, leaves = inputs
+        return update_masks(rule, step, with_masks(leaves, masks))
+
+    return update_if(
         rule.schedule.is_update_step(step),
-        functools.partial(update_masks, rule, step),
-        lambda leaves: [leaf.mask for leaf in leaves],
-        leaves,
+        update,
+        [laid_out_like(leaf.mask, leaf.weights) for leaf in leaves],
+        (step, without_masks(leaves)),
     )
 
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gradprune_jax._in_place import update_if
 from gradprune_jax._layouts import laid_out_like
-from gradprune_jax._mask_update import PrunedLeaf, rounded_product
+from gradprune_jax._mask_update import (
+    PrunedLeaf,
+    rounded_product,
+    with_masks,
+    without_masks,
+)
 from gradprune_jax._scores import uniform
 from gradprune_jax._sparse_training.drop_schedule import DropSchedule
 from gradprune_jax._top_k import Count, Units, ranking_dtype, ranking_keys, top_k
@@ -55,7 +61,7 @@ class Regrowth:
           leaves: the leaves, with their gradients if weights are grown by them.
           fraction: what the last update moved.
         """
-        # Compiled outside jit too, where `lax.cond` would be compiled at every step.
+        # Compiled outside jit too, where a loop would be compiled at every step.
         return _moved_if_due(self, step, leaves, fraction)
 
     def drop_and_grow(self, step: jax.Array, leaves: Sequence[PrunedLeaf]) -> Moved:
@@ -106,15 +112,15 @@ def _moved_if_due(
     leaves: Sequence[PrunedLeaf],
     fraction: jax.Array,
 ) -> Moved:
-    leaves = [
-        dataclasses.replace(leaf, mask=laid_out_like(leaf.mask, leaf.weights))
-        for leaf in leaves
-    ]
-    return jax.lax.cond(
+    def update(moved: Moved, inputs: Any) -> Moved:
+        step, leaves = inputs
+        return regrowth.drop_and_grow(step, with_masks(leaves, moved.masks))
+
+    return update_if(
         regrowth.schedule.is_update_step(step),
-        functools.partial(regrowth.drop_and_grow, step),
-        lambda leaves: Moved([leaf.mask for leaf in leaves], fraction),
-        leaves,
+        update,
+        Moved([laid_out_like(leaf.mask, leaf.weights) for leaf in leaves], fraction),
+        (step, without_masks(leaves)),
     )
 
 

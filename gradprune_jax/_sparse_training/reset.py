@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gradprune_jax._in_place import update_if
 from gradprune_jax._layouts import where_laid_out
 from gradprune_jax._state import is_dense
 
@@ -14,9 +15,9 @@ from gradprune_jax._state import is_dense
 def reset_where(inner_state: Any, changed: Any, is_due: jax.Array) -> Any:
     """Sets to zero what an optimizer holds for some weights.
 
-    Where nothing is due the state is handed on, which costs nothing: to select at every
-    step would read and write it once more. The parts of the state that are trees like
-    the parameters' are told by their structure: to ask `init` for them, as
+    Where nothing is due the state stays as it is, which costs nothing: to select at
+    every step would read and write it once more. The parts of the state that are trees
+    like the parameters' are told by their structure: to ask `init` for them, as
     `optax.tree.map_params` does, is not possible where a line search is inside.
 
     Args:
@@ -33,15 +34,14 @@ def reset_where(inner_state: Any, changed: Any, is_due: jax.Array) -> Any:
         pairs = _side_by_side(node, changed)
         return pairs is not None and any(_are_alike(*pair) for pair in pairs)
 
-    def reset(node: Any) -> Any:
-        return _reset(node, changed) if is_like_parameters(node) else node
+    def reset(inner_state: Any, changed: Any) -> Any:
+        return jax.tree.map(
+            lambda node: _reset(node, changed) if is_like_parameters(node) else node,
+            inner_state,
+            is_leaf=is_like_parameters,
+        )
 
-    return jax.lax.cond(
-        is_due,
-        lambda state: jax.tree.map(reset, state, is_leaf=is_like_parameters),
-        lambda state: state,
-        inner_state,
-    )
+    return update_if(is_due, reset, inner_state, changed)
 
 
 def _side_by_side(held: Any, changed: Any) -> list[tuple[Any, Any]] | None:

@@ -15,6 +15,7 @@ import optax
 
 import gradprune_jax as gp
 from gradprune_jax._checks import is_traced
+from gradprune_jax._in_place import update_if
 from gradprune_jax._rules import as_rules
 from gradprune_jax.keras.variables import named, values_of, with_default
 
@@ -148,16 +149,17 @@ class GradualPrune(keras.optimizers.Optimizer):
         is_update = self._is_update()
         self.inner_optimizer.apply(given, variables)
         if is_traced(is_update):
-            state = jax.lax.cond(
-                is_update,
-                lambda: self._transform.update(gradients, state, params)[1],
-                lambda: state,
-            )
+            state = update_if(is_update, self._next_state, state, (gradients, params))
         elif is_update:
-            _, state = self._transform.update(gradients, state, params)
+            state = self._next_state(state, (gradients, params))
         self.set_prune_state(state)
         self._prune(variables)
         self._iterations.assign_add(1)
+
+    def _next_state(self, state: Any, inputs: tuple[Any, Any]) -> Any:
+        """The state of pruning after a step, from gradients and parameters."""
+        gradients, params = inputs
+        return self._transform.update(gradients, state, params)[1]
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Let the optimizer put its average into the model, and prune that too."""
