@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Carried = TypeVar("Carried")
 
@@ -31,7 +32,7 @@ def update_if(
       The tree of arrays, updated or as it was.
     """
 
-    def once(state: tuple[jax.Array, Carried]) -> tuple[bool, Carried]:
+    def once(state: tuple[jax.Array, Carried]) -> tuple[jax.Array, Carried]:
         is_due, carried = state
 
         # What the inputs alone decide XLA may compute before the loop, at every step.
@@ -39,7 +40,7 @@ def update_if(
         def tied(array: jax.Array) -> jax.Array:
             return jax.lax.optimization_barrier((is_due, array))[1]
 
-        return False, update(carried, jax.tree.map(tied, inputs))
+        return jnp.zeros_like(is_due), update(carried, jax.tree.map(tied, inputs))
 
     _, carried = jax.lax.while_loop(lambda state: state[0], once, (condition, carried))
     return carried
