@@ -10,8 +10,9 @@ pytest.importorskip("orbax.checkpoint")
 
 from rich.console import Console
 
+import gradprune_jax as gp
 from benchmarks.paper import runs, storage, training
-from benchmarks.paper.task import Configuration
+from benchmarks.paper.task import Configuration, window
 from gradprune_jax.demo.data import DataError
 from tests.line import LINE, Line
 
@@ -71,6 +72,28 @@ def test_only_trainings_with_other_settings_are_run_again(tmp_path, monkeypatch)
         runs.run(study, tmp_path, console)
         assert len(trained) == expected
     assert len(set(folders)) == len(folders)  # no checkpoint of other settings
+
+
+def test_sparsities_side_by_side_are_trained_as_they_are_alone(tmp_path):
+    dense, sparse = LINE.configurations
+    others = [
+        Configuration(f"{sparsity}", Line(), (gp.Rule(window(sparsity, 25)),))
+        for sparsity in (0.5, 0.9)
+    ]
+    slower = Configuration("slower", Line(learning_rate=0.01), sparse.rules)
+    study = dataclasses.replace(
+        LINE, configurations=(dense, sparse, *others, slower), seeds=2
+    )
+    console = Console(quiet=True)
+    alone, together = (
+        runs.run(study, tmp_path / name, console, side_by_side=name == "together")
+        for name in ("alone", "together")
+    )
+    for one, other in zip(alone, together, strict=True):
+        assert one.pop("seconds") >= 0 <= other.pop("seconds")
+        assert one == other
+    groups = runs._groups([(each, 0) for each in study.configurations], True)
+    assert [len(group) for group in groups] == [1, 3, 1]
 
 
 def test_a_damaged_file_of_records_is_left_as_it_is(tmp_path):

@@ -37,6 +37,12 @@ _PUBLISHED = pathlib.Path(__file__).parent / "results"
     type=click.Choice(["laptop", "paper"]),
     help="The sizes: for two cores (the default), or the paper's, for an accelerator.",
 )
+@click.option(
+    "--together",
+    is_flag=True,
+    help="All sparsities of a seed in one program, without checkpoints: for an "
+    "accelerator, which a small network leaves idle.",
+)
 @options.quick
 @options.data_dir(
     "IDX files, sotu.tsv.gz or ptb.*.txt, cmudict.dict.gz, web_rv1909.tsv.gz"
@@ -47,6 +53,7 @@ def main(
     name: str,
     task: str | None,
     scale: ScaleName | None,
+    together: bool,
     quick: bool,
     data_dir: pathlib.Path | None,
     out: pathlib.Path,
@@ -68,7 +75,8 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass  # before hours of training
-        records = runs.run(study, folder, Console(stderr=True))
+        console = Console(stderr=True)
+        records = runs.run(study, folder, console, side_by_side=together)
     except (DataError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from None
 

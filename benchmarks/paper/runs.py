@@ -7,6 +7,7 @@ import json
 import pathlib
 import shutil
 import subprocess
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +21,13 @@ from rich.progress import (
 )
 
 from benchmarks import stored
-from benchmarks.paper import training
+from benchmarks.paper import together, training
 from benchmarks.paper.study import Study
 from benchmarks.paper.task import Configuration
 from gradprune_jax.demo.data import DataError
 
 _REPOSITORY = pathlib.Path(__file__).parents[2]
+_Training = tuple[Configuration, int]
 _SPEED_OVER = 600.0  # seconds that the estimate of the time left is taken from
 
 
@@ -66,7 +68,9 @@ class Records:
             ) from None
 
 
-def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any]]:
+def run(
+    study: Study, out: pathlib.Path, console: Console, *, side_by_side: bool = False
+) -> list[dict[str, Any]]:
     """Trains what is not stored yet, under a progress bar.
 
     Args:
@@ -74,6 +78,7 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
       out: the folder for `<study>.json`, and for the checkpoints of a training that
         is interrupted.
       console: to show the progress on.
+      side_by_side: whether trainings that differ in sparsity alone are run together.
 
     Returns:
       The record of each configuration and seed, in the order of the study.
@@ -98,12 +103,18 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
     )
     with Progress(*columns, console=console, speed_estimate_period=_SPEED_OVER) as bars:
         whole = bars.add_task(study.title, total=total, status="")
-        finished = 0
-        for number, (configuration, seed) in enumerate(missing, start=1):
-            bars.update(whole, status=f"training {number} of {len(missing)}")
-            steps, cost = configuration.task.steps, costs[configuration.name]
-            title = f"{configuration.name}, seed {seed}"
-            current = bars.add_task(title, total=steps, status="compiling")
+        finished = done = 0
+        for group in _groups(missing, side_by_side):
+            configurations, (seed, *_) = zip(*group, strict=True)
+            first = configurations[0]
+            cost = sum(costs[each.name] for each in configurations)
+            status = f"training {done + 1} of {len(missing)}"
+            bars.update(whole, status=status)
+            names = ", ".join(each.name for each in configurations)
+            steps = first.task.steps
+            current = bars.add_task(
+                f"{names}, seed {seed}", total=steps, status="compiling"
+            )
 
             def show(
                 step: int,
@@ -115,13 +126,30 @@ def run(study: Study, out: pathlib.Path, console: Console) -> list[dict[str, Any
                 bars.update(current, completed=step, status=f"loss {loss:.3f}")
                 bars.update(whole, completed=before + step * cost)
 
-            folder = out / "checkpoints" / _name(study, configuration, seed)
-            measured = training.train(configuration, seed, folder, show)
-            records.add(study, configuration, seed, measured | provenance)
+            folder = out / "checkpoints" / _name(study, first, seed)
+            if len(group) > 1:
+                measured = together.train(configurations, seed, show)
+            else:
+                measured = [training.train(first, seed, folder, show)]
+            for each, found in zip(configurations, measured, strict=True):
+                records.add(study, each, seed, found | provenance)
             shutil.rmtree(folder, ignore_errors=True)
             bars.remove_task(current)
             finished += steps * cost
+            done += len(group)
     return [records.find(study, *each) for each in trainings]
+
+
+def _groups(
+    trainings: Sequence[_Training], side_by_side: bool
+) -> list[list[_Training]]:
+    """The trainings of one program each: one by one, or all that can be together."""
+    groups: dict[Hashable, list[_Training]] = {}
+    for number, (configuration, seed) in enumerate(trainings):
+        common = together.kind(configuration) if side_by_side else None
+        key = number if common is None else (common, seed)
+        groups.setdefault(key, []).append((configuration, seed))
+    return list(groups.values())
 
 
 def _settings(study: Study, configuration: Configuration, seed: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import gradprune_jax as gp
 from benchmarks.paper import storage
 from benchmarks.paper.task import SMALL_DENSE, Configuration, Task
 
-_REPORT_EVERY = 10  # reading a loss waits for the device: not at every step
+REPORT_EVERY = 10  # reading a loss waits for the device: not at every step
 
 
 class State(NamedTuple):
@@ -55,7 +55,23 @@ class Program(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def _program(configuration: Configuration) -> Program:
     """The optimizer's beginning, and a step that reuses the old state's memory."""
-    task, tx = configuration.task, configuration.optimizer()
+    tx = configuration.optimizer()
+    step = step_of(configuration.task, tx)
+    return Program(jax.jit(tx.init), jax.jit(step, donate_argnums=0))
+
+
+def step_of(
+    task: Task, tx: optax.GradientTransformation
+) -> Callable[[State, Any, jax.Array], tuple[State, jax.Array]]:
+    """A step of training, from the state, a batch and the key of all steps.
+
+    Args:
+      task: what is learned.
+      tx: the optimizer, pruning included.
+
+    Returns:
+      A function that returns the next state, and the loss.
+    """
 
     def step(state: State, batch: Any, key: jax.Array) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(key, state.step)
@@ -67,7 +83,7 @@ def _program(configuration: Configuration) -> Program:
         state = State(state.step + 1, state.seconds, params, opt_state, carried)
         return state, loss
 
-    return Program(jax.jit(tx.init), jax.jit(step, donate_argnums=0))
+    return step
 
 
 def begin(configuration: Configuration, seed: int) -> tuple[Program, State, jax.Array]:
@@ -113,9 +129,7 @@ def train(
       ValueError: if a pruned weight is not zero.
     """
     state = last_state(configuration, seed, folder, report, save_every)
-    measured = _measure(configuration, state)
-    seconds = round(float(state.seconds), 1)
-    return {"steps": configuration.task.steps, "seconds": seconds, **measured}
+    return measure(configuration, state)
 
 
 def last_state(
@@ -152,7 +166,7 @@ def last_state(
 
         for step in range(int(state.step), task.steps):
             state, loss = program.step(state, task.batch(seed, step), step_key)
-            if (step + 1) % _REPORT_EVERY == 0 or step + 1 == task.steps:
+            if (step + 1) % REPORT_EVERY == 0 or step + 1 == task.steps:
                 report(step + 1, float(loss))
                 if time.monotonic() - saved >= save_every:
                     state, saved = save(state), time.monotonic()
@@ -177,14 +191,28 @@ def _restore(manager: ocp.CheckpointManager, state: State) -> State:
     return manager.restore(newest, args=ocp.args.StandardRestore(like))
 
 
-def _measure(configuration: Configuration, state: State) -> dict[str, Any]:
-    """The size and the quality of a trained network."""
+def measure(configuration: Configuration, state: State) -> dict[str, Any]:
+    """The size and the quality of a trained network.
+
+    Args:
+      configuration: that was trained.
+      state: after the last step.
+
+    Returns:
+      Steps, seconds, parameters, non-zeros, bytes, metrics.
+
+    Raises:
+      FloatingPointError: if a weight is not finite.
+      ValueError: if a pruned weight is not zero.
+    """
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         raise FloatingPointError(f"{configuration.name}: the training diverged.")
     if configuration.curve != SMALL_DENSE:
         gp.check_pruned(state.params, state.opt_state)
     return {
+        "steps": configuration.task.steps,
+        "seconds": round(float(state.seconds), 1),
         "parameters": sum(leaf.size for leaf in leaves),
         "nonzero": sum(int(np.count_nonzero(leaf)) for leaf in leaves),
         "bytes": storage.sizes(leaves),
