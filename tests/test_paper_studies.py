@@ -99,11 +99,13 @@ def test_a_study_compares_like_with_like(name, seeds, dense, sparsities, curves)
 
 
 @pytest.mark.parametrize(
-    "file", sorted(RESULTS.glob("laptop/*.json")), ids=lambda file: file.stem
+    "file",
+    sorted(RESULTS.glob("*/*.json")),
+    ids=lambda file: f"{file.parent.name}-{file.stem}",
 )
 def test_published_records_are_those_of_the_studies(file):
     """Else a study would be trained again, and its table not be that of its code."""
-    study = studies.STUDIES[file.stem]("laptop", None)
+    study = studies.STUDIES[file.stem](file.parent.name, None)
     settings = {each.name: each.settings for each in study.configurations}
     for record in json.loads(file.read_text()):
         assert record["settings"] == settings[record["configuration"]]

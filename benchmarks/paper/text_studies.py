@@ -44,7 +44,9 @@ def lstm(scale: ScaleName, folder: pathlib.Path | None) -> Study:
 
     chosen = {
         "quick": Scale(
-            *(50, {"large": Size(16, 0.1), "small": Size(8)}, 12, 4, 5, (0.8,), 1)
+            50,
+            {"large": Size(16, 0.1), "small": Size(8)},
+            *(12, 4, 5, (0.8,), 1),
         ),
         # Since 1900 there are 0.9 million words, as many as in the Penn Treebank.
         "laptop": Scale(
