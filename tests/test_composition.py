@@ -258,7 +258,11 @@ def test_a_sweep_of_sparsities_selects_on_update_steps_alone():
     program = Program.parse(train.lower(targets).compile().as_text())
 
     def outside_of_loops(name):
-        return [each.opcode for each in program.computations[name]]
+        for instruction in program.computations[name]:
+            yield instruction.opcode
+            if instruction.opcode != "while":
+                for called in instruction.called:
+                    yield from outside_of_loops(called)
 
     (of_steps,) = (
         each for each in program.computations[program.entry] if each.opcode == "while"
